@@ -1,0 +1,145 @@
+"""The few places where the synchronous and the asynchronous package really differ, as pairs of one name each.
+
+Modules named `x_async.py` are written once; their twins `x.py` are generated from them. Whatever cannot be said by
+leaving out `await` stands here: `name_async` in the one is `name` in the other.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import threading
+import time
+from collections.abc import Awaitable, Callable
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
+
+from message_bus.errors import AsyncHandlerOnSyncBus
+
+if TYPE_CHECKING:  # sqlalchemy.ext.asyncio needs greenlet, which synchronous users need not have
+    from sqlalchemy.engine import Connection
+    from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
+    from sqlalchemy.orm import Session
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+async def pause_async(seconds: float) -> None:
+    """Let `seconds` pass; other tasks run meanwhile."""
+    await asyncio.sleep(seconds)
+
+
+def pause(seconds: float) -> None:
+    """Let `seconds` pass; other threads run meanwhile."""
+    time.sleep(seconds)
+
+
+async def result_of_async(value: Any) -> Any:
+    """The value, awaited if it can be."""
+    return await value if inspect.isawaitable(value) else value
+
+
+def result_of(value: Any) -> Any:
+    """The value, which must not have to be awaited."""
+    if inspect.isawaitable(value):
+        if inspect.iscoroutine(value):
+            value.close()
+        raise AsyncHandlerOnSyncBus(getattr(value, "__qualname__", type(value).__name__))
+    return value
+
+
+async def on_sync_session_async(
+    session: AsyncSession, function: Callable[Concatenate[Session, P], T], *args: P.args, **kwargs: P.kwargs
+) -> T:
+    """Run `function(session, ...)` on the Session inside an AsyncSession; its I/O stays asynchronous."""
+    return await session.run_sync(function, *args, **kwargs)
+
+
+def on_sync_session(
+    session: Session, function: Callable[Concatenate[Session, P], T], *args: P.args, **kwargs: P.kwargs
+) -> T:
+    """Run `function(session, ...)`."""
+    return function(session, *args, **kwargs)
+
+
+def plain_session_async(session: AsyncSession) -> Session:
+    """The Session inside an AsyncSession, for what needs no I/O."""
+    return session.sync_session
+
+
+def plain_session(session: Session) -> Session:
+    """The session itself."""
+    return session
+
+
+class Ticker:
+    """Calls `beat` every `interval` in a thread of its own until it is stopped or `beat` returns False."""
+
+    def __init__(self, beat: Callable[[], bool], interval: timedelta) -> None:
+        self._beat = beat
+        self._interval = interval.total_seconds()
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="message_bus heartbeat", daemon=True)
+
+    def __enter__(self) -> Ticker:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._stopped.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while not self._stopped.wait(self._interval):
+            if not self._beat():
+                return
+
+
+class AsyncTicker:
+    """Calls `beat` every `interval` in a task of its own until it is stopped or `beat` returns False."""
+
+    def __init__(self, beat: Callable[[], Awaitable[bool]], interval: timedelta) -> None:
+        self._beat = beat
+        self._interval = interval.total_seconds()
+        self._task: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> AsyncTicker:
+        self._task = asyncio.create_task(self._run(), name="message_bus heartbeat")
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        assert self._task is not None
+        self._task.cancel()
+        await asyncio.gather(self._task, return_exceptions=True)
+
+    async def _run(self) -> None:
+        while True:
+            await asyncio.sleep(self._interval)
+            if not await self._beat():
+                return
+
+
+async def on_sync_connection_async(
+    connection: AsyncConnection,
+    function: Callable[Concatenate[Connection, P], T],
+    *args: P.args,
+    **kwargs: P.kwargs,
+) -> T:
+    """Run `function(connection, ...)` on the Connection inside an AsyncConnection; its I/O stays asynchronous."""
+    return await connection.run_sync(function, *args, **kwargs)
+
+
+def on_sync_connection(
+    connection: Connection,
+    function: Callable[Concatenate[Connection, P], T],
+    *args: P.args,
+    **kwargs: P.kwargs,
+) -> T:
+    """Run `function(connection, ...)`."""
+    return function(connection, *args, **kwargs)
+
+
+AsyncLock = asyncio.Lock
+"""One task at a time; its twin `Lock`: one thread at a time."""
+Lock = threading.Lock

@@ -1,0 +1,255 @@
+"""The whole error tree: one base, three families.
+
+`WiringError`: the application is put together wrongly; fix the code or the set-up, retrying is useless.
+`DeliveryError`: a message could not be delivered; the subscription turns it into a verdict (retry, dead letter, back-off).
+`ConflictError`: somebody else was faster; load again and repeat.
+
+Every error survives pickling with its attributes. Texts hold names of types and fields, never values of a payload.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import timedelta
+from typing import Any
+
+
+def _rebuild(cls: type[MessageBusError], args: tuple[Any, ...], state: dict[str, Any]) -> MessageBusError:
+    error = cls.__new__(cls, *args)
+    error.args = args
+    error.__dict__.update(state)
+    return error
+
+
+class MessageBusError(Exception):
+    """The base of every error that this package raises on its own account."""
+
+    __module__ = "message_bus"
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if cls.__module__ == __name__:
+            cls.__module__ = "message_bus"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Rebuild from the text and the attributes, so that constructors are free to take what they need."""
+        return _rebuild, (type(self), self.args, self.__dict__.copy())
+
+    def __str__(self) -> str:
+        return str(self.args[0]) if self.args else ""
+
+
+# --- wrong wiring: fix the code -------------------------------------------------------------------------------
+
+
+class WiringError(MessageBusError):
+    """The application is put together wrongly: fix the code or the set-up."""
+
+
+class SettingsError(WiringError, ValueError):
+    """Options that do not fit; `problems` lists all of them at once."""
+
+    def __init__(self, subject: str, problems: Sequence[str]) -> None:
+        super().__init__(f"{subject}: {'; '.join(problems)}")
+        self.subject = subject
+        self.problems = tuple(problems)
+
+
+class HandlerNotFound(WiringError, KeyError, AssertionError):
+    """A command has no handler. (Also a KeyError and an AssertionError, which users of the ancestor catch.)"""
+
+    def __init__(self, message_name: str) -> None:
+        super().__init__(
+            f"no handler for command {message_name!r} (register one with bus.set_command_handler())"
+        )
+        self.message_name = message_name
+
+
+class NotAMessage(WiringError, TypeError):
+    """Something that is neither a Command nor an Event was given where a message is wanted."""
+
+    def __init__(self, given: object) -> None:
+        name = given.__name__ if isinstance(given, type) else type(given).__name__
+        super().__init__(
+            f"{name!r} is not a message (derive it from message_bus.Command or message_bus.Event)"
+        )
+        self.given_type = name
+
+
+class AsyncHandlerOnSyncBus(WiringError, TypeError):
+    """A coroutine function was registered on a bus that cannot await it."""
+
+    def __init__(self, handler_name: str) -> None:
+        super().__init__(
+            f"handler {handler_name!r} is async, but MessageBus runs no event loop (register it on an AsyncMessageBus)"
+        )
+        self.handler_name = handler_name
+
+
+class CascadeLimitExceeded(WiringError, RecursionError):
+    """Handlers emitted more messages in one dispatch than `max_cascade` allows: most likely they feed each other."""
+
+    def __init__(self, limit: int, message_name: str) -> None:
+        super().__init__(
+            f"more than {limit} messages in one dispatch, the last a {message_name!r} "
+            "(break the circle of emissions, or raise max_cascade)"
+        )
+        self.limit = limit
+        self.message_name = message_name
+
+
+class DispatchEnded(WiringError):
+    """A task that outlived its handler emitted a message after the dispatch had ended."""
+
+    def __init__(self, message_name: str) -> None:
+        super().__init__(
+            f"{message_name!r} was emitted after its dispatch had ended (emit before the handler returns, "
+            "or await the task inside the handler)"
+        )
+        self.message_name = message_name
+
+
+class MessageDefinitionError(WiringError, TypeError):
+    """A message class cannot be encoded: `field` (if one is to blame) has a type that no codec knows."""
+
+    def __init__(self, message_name: str, reason: str, *, field: str | None = None) -> None:
+        super().__init__(f"message class {message_name!r}: {reason}")
+        self.message_name = message_name
+        self.field = field
+
+
+class InvalidMessage(WiringError, ValueError):
+    """A message cannot be registered: its content does not fit its class, or is too large."""
+
+    def __init__(self, message_name: str, reason: str, *, field: str | None = None) -> None:
+        super().__init__(f"message {message_name!r}: {reason}")
+        self.message_name = message_name
+        self.field = field
+
+
+class InvalidOutboxMessage(WiringError, ValueError):
+    """An outbox row cannot be added: a field is missing or does not fit."""
+
+
+class UnflushedWork(WiringError):
+    """`process_outbox` was given a session with work that it would commit by accident."""
+
+
+class UnwrittenMessages(WiringError):
+    """A transaction was about to commit without the messages registered in it: it was stopped, nothing was committed."""
+
+
+class SchemaError(WiringError):
+    """The database's tables are not the ones this version needs; `differences` names each."""
+
+    def __init__(self, differences: Sequence[str]) -> None:
+        lines = "\n  - ".join(differences)
+        super().__init__(
+            f"the database schema differs (run `message-bus db upgrade`, or migrate your own metadata):\n  - {lines}"
+        )
+        self.differences = tuple(differences)
+
+
+class UnsupportedDatabase(WiringError):
+    """The database, or the way it is connected to, cannot keep the guarantees."""
+
+
+class PositionBehind(WiringError):
+    """The log's sequence is behind a checkpoint (a restore, TRUNCATE RESTART IDENTITY, setval): messages would be lost."""
+
+    def __init__(self, log: str, sequence: int, checkpoint: int, remedy: str) -> None:
+        super().__init__(
+            f"log {log!r}: its sequence stands at {sequence}, but a checkpoint at {checkpoint} ({remedy})"
+        )
+        self.log = log
+        self.sequence = sequence
+        self.checkpoint = checkpoint
+
+
+class SubscriptionIdle(WiringError):
+    """A subscription has no place to start from; it stays idle until `start` is given."""
+
+
+# --- failed delivery: the subscription decides ----------------------------------------------------------------
+
+
+class DeliveryError(MessageBusError):
+    """A message was not delivered; the subscription that met this decides what happens next."""
+
+
+class RetryLater(DeliveryError):
+    """Raised by a handler: not now. With `delay`, not before that time has passed; else after the usual back-off."""
+
+    def __init__(self, delay: timedelta | float | None = None, reason: str = "") -> None:
+        if isinstance(delay, int | float):
+            delay = timedelta(seconds=delay)
+        super().__init__(reason or "the handler asks for a later attempt")
+        self.delay = delay
+        self.reason = reason
+
+
+class Reject(DeliveryError):
+    """Raised by a handler: never. The message becomes a dead letter at once."""
+
+    def __init__(self, reason: str = "") -> None:
+        super().__init__(reason or "rejected by the handler")
+        self.reason = reason
+
+
+class Unavailable(DeliveryError):
+    """What a handler needs cannot be reached. Burns no attempt; the whole subscription backs off (G8)."""
+
+
+class UnknownMessageType(DeliveryError):
+    """A row names a message type that the bus does not know (yet: in a rolling deploy an old worker meets new types)."""
+
+    def __init__(self, message_name: str) -> None:
+        super().__init__(
+            f"unknown message type {message_name!r} (register its class: bus.register_messages(...), "
+            "bus.set_event_handlers() or bus.set_command_handler())"
+        )
+        self.message_name = message_name
+
+
+class MessageDecodeError(DeliveryError, ValueError):
+    """A stored payload does not fit its message class; `field` names the place where that is known."""
+
+    def __init__(self, message_name: str, reason: str, *, field: str | None = None) -> None:
+        super().__init__(f"cannot decode {message_name!r}: {reason}")
+        self.message_name = message_name
+        self.field = field
+
+
+class SessionOwnedBySubscription(DeliveryError):
+    """A handler called commit, rollback or close on the session it was given: the subscription commits it."""
+
+    def __init__(self, operation: str) -> None:
+        super().__init__(
+            f"{operation}() on the session of a subscription (just return: it is committed together with the "
+            "checkpoint; raise an error to roll it back; for a transaction of your own open another session)"
+        )
+        self.operation = operation
+
+
+# --- concurrency: reload and retry ----------------------------------------------------------------------------
+
+
+class ConflictError(MessageBusError):
+    """Somebody else was faster: nothing was changed, load again and repeat."""
+
+
+class LeaseLost(ConflictError):
+    """This worker's lease on a subscription was taken over: what it had in hand was rolled back (G6)."""
+
+    def __init__(self, subscription: str, partition: int = 0) -> None:
+        super().__init__(
+            f"the lease on subscription {subscription!r} partition {partition} was lost; the batch in hand was rolled back "
+            "(another worker goes on; make handlers shorter than the lease, or the lease longer)"
+        )
+        self.subscription = subscription
+        self.partition = partition
+
+
+def names_of(values: Mapping[str, Any] | Sequence[str]) -> str:
+    """The names in a mapping or sequence, quoted and sorted, for an error text."""
+    return ", ".join(repr(name) for name in sorted(values))
