@@ -1,0 +1,84 @@
+"""The envelope: a message with what is known about it besides its content.
+
+Handlers get it as `context.envelope`, brokers are sent it. A message that a handler emits or registers
+inherits from the one in hand: the same correlation id, and that one's id as its causation id.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from types import MappingProxyType
+from typing import Any, Final
+from uuid import UUID
+
+from message_bus.messages.definition import definition_of
+from message_bus.messages.ids import uuid7
+from message_bus.messages.message import Message
+
+CORRELATION_ID: Final = "correlation_id"
+CAUSATION_ID: Final = "causation_id"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Envelope:
+    """A message and what surrounds it. `position` and `created_at` are None until a log has taken it in."""
+
+    message: Message
+    id: UUID
+    type: str
+    name: str
+    version: int = 1
+    key: str | None = None
+    position: int | None = None
+    created_at: datetime | None = None
+    meta: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    headers: Mapping[str, str] = field(default_factory=dict[str, str])
+
+    @property
+    def correlation_id(self) -> str | None:
+        """What all messages of one story have in common."""
+        return self.headers.get(CORRELATION_ID)
+
+    @property
+    def causation_id(self) -> str | None:
+        """The id of the message whose handling brought this one about."""
+        return self.headers.get(CAUSATION_ID)
+
+
+def child_headers(parent: Envelope | None) -> dict[str, str]:
+    """Return the headers that a message made while `parent` is in hand inherits; none without a parent."""
+    if parent is None:
+        return {}
+    return {CORRELATION_ID: parent.correlation_id or str(parent.id), CAUSATION_ID: str(parent.id)}
+
+
+def new_envelope(
+    message: Message,
+    *,
+    id: UUID | None = None,  # noqa: A002  (the field's word)
+    parent: Envelope | None = None,
+    key: str | None = None,
+    meta: Mapping[str, Any] | None = None,
+    headers: Mapping[str, str] | None = None,
+) -> Envelope:
+    """Put a message into a new envelope. `headers` win over what is inherited from `parent`.
+
+    Without a parent a message begins a story of its own: its correlation id is its id.
+
+    Raises: NotAMessage; InvalidMessage if the key cannot be read.
+    """
+    definition = definition_of(type(message))
+    own_id = uuid7() if id is None else id
+    inherited = child_headers(parent) or {CORRELATION_ID: str(own_id)}
+    return Envelope(
+        message=message,
+        id=own_id,
+        type=definition.kind,
+        name=definition.name,
+        version=definition.version,
+        key=definition.key_of(message) if key is None else key,
+        meta=MappingProxyType(dict(meta or {})),
+        headers=MappingProxyType({**inherited, **(headers or {})}),
+    )
