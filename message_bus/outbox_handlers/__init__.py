@@ -1,0 +1,1 @@
+"""Outbox handlers: what subscriptions call with the rows of the outbox."""

@@ -1,0 +1,81 @@
+"""Base classes of outbox handlers: what a subscription calls with each row that comes out of the outbox.
+
+Derive from one of these to send rows to a queue or a service of your own. `DispatchOutboxHandler`, which runs the bus's
+handlers, is the default. Each outbox handler is one subscription, named by its `subscription` or its class.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from inspect import isawaitable
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+if TYPE_CHECKING:
+    from message_bus.delivery.subscription import Subscription
+
+
+class OutboxHandlerABC(ABC):
+    """Handles outbox rows; register it with `bus.set_outbox_handlers([MyOutboxHandler()])`.
+
+    Delivery is at least once, in order per key (G2, G3): use the row's `id` where a repetition would hurt. Raise
+    `RetryLater`, `Reject` or `Unavailable` to steer; any other error is tried again with back-off.
+    """
+
+    subscription: Subscription | None = None
+    default_mode: ClassVar[Literal["transactional", "concurrent"]] = "concurrent"
+
+    def handle(self, outbox_message: Any, context: Any, *args: Any, **kwargs: Any) -> Any:
+        """Run `_before_handle`, `_handle` and, however that ends, `_after_handle`; return what `_handle` returned."""
+        self._before_handle(context)
+        try:
+            return self._handle(outbox_message, context, *args, **kwargs)
+        finally:
+            self._after_handle(context)
+
+    @abstractmethod
+    def _handle(self, outbox_message: Any, context: Any, *args: Any, **kwargs: Any) -> Any:
+        """Handle the row; returning means that it is delivered."""
+
+    def attach(self, bus: Any) -> None:
+        """Called by the bus that this handler is set on."""
+
+    def _before_handle(self, context: Any) -> Any:
+        """Called before each row; if it raises, nothing else is called."""
+
+    def _after_handle(self, context: Any) -> Any:
+        """Called after each row, also after a failed one."""
+
+
+class AsyncOutboxHandlerABC(ABC):
+    """Handles outbox rows on an AsyncMessageBus; `_handle` and the hooks may be async or not.
+
+    What OutboxHandlerABC says of delivery holds here.
+    """
+
+    subscription: Subscription | None = None
+    default_mode: ClassVar[Literal["transactional", "concurrent"]] = "concurrent"
+
+    async def handle(self, outbox_message: Any, context: Any, *args: Any, **kwargs: Any) -> Any:
+        """Run `_before_handle`, `_handle` and, however that ends, `_after_handle`; return what `_handle` returned."""
+        await _done(self._before_handle(context))
+        try:
+            return await _done(self._handle(outbox_message, context, *args, **kwargs))
+        finally:
+            await _done(self._after_handle(context))
+
+    @abstractmethod
+    async def _handle(self, outbox_message: Any, context: Any, *args: Any, **kwargs: Any) -> Any:
+        """Handle the row; returning means that it is delivered."""
+
+    def attach(self, bus: Any) -> None:
+        """Called by the bus that this handler is set on."""
+
+    async def _before_handle(self, context: Any) -> Any:
+        """Called before each row; if it raises, nothing else is called."""
+
+    async def _after_handle(self, context: Any) -> Any:
+        """Called after each row, also after a failed one."""
+
+
+async def _done(value: Any) -> Any:
+    return await value if isawaitable(value) else value
