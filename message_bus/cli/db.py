@@ -1,0 +1,70 @@
+"""`message-bus db`: create and upgrade the tables. Prints what was done; the work is in `storage/migrations.py`."""
+
+from __future__ import annotations
+
+import click
+from sqlalchemy.engine import URL
+
+from message_bus.cli.options import database_url_option, reported, tables_of, tables_options
+from message_bus.storage import migrations
+from message_bus.storage.migrations import Migrated
+
+
+@click.group()
+def db() -> None:
+    """Create and upgrade the tables."""
+
+
+@db.command()
+@click.argument("revision", default="head")
+@database_url_option
+@tables_options
+def upgrade(revision: str, database_url: URL, schema: str | None, prefix: str) -> None:
+    """Bring the tables to REVISION (the newest). Safe to run from several hosts at once."""
+    tables = tables_of(schema, prefix)
+    with reported(database_url):
+        done = migrations.upgrade(database_url, tables=tables, revision=revision)
+    if done.created_schema:
+        click.echo(f"created schema {schema!r}")
+    if done.adopted:
+        click.echo(f"found the tables complete; put them on record as revision {done.after}")
+    else:
+        _print_change(done)
+
+
+@db.command()
+@database_url_option
+@tables_options
+def current(database_url: URL, schema: str | None, prefix: str) -> None:
+    """Show the revision of the tables."""
+    tables = tables_of(schema, prefix)
+    with reported(database_url):
+        revision, newest = migrations.current(database_url, tables=tables), migrations.head()
+    if revision == newest:
+        click.echo(f"{revision} (newest)")
+    else:
+        click.echo(f"{revision or 'none'} (newest: {newest}; run `message-bus db upgrade`)")
+
+
+@db.command(context_settings={"ignore_unknown_options": True})  # lets "-1" be a revision
+@click.argument("revision", default="-1")
+@click.option("--yes", is_flag=True, help="Also when rows may be lost.")
+@database_url_option
+@tables_options
+def downgrade(revision: str, yes: bool, database_url: URL, schema: str | None, prefix: str) -> None:
+    """Take the tables back to REVISION (the one before; "base" drops them all), data included."""
+    tables = tables_of(schema, prefix)
+    with reported(database_url):
+        if not yes and migrations.holds_rows(database_url, tables=tables):
+            raise click.ClickException(
+                "the tables hold rows that a downgrade may drop (add --yes if that is meant)"
+            )
+        done = migrations.downgrade(database_url, tables=tables, revision=revision)
+    _print_change(done)
+
+
+def _print_change(done: Migrated) -> None:
+    if done.before == done.after:
+        click.echo(f"already at {done.after or 'none'}: nothing to do")
+    else:
+        click.echo(f"{done.before or 'none'} -> {done.after or 'none'}")

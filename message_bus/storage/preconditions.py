@@ -1,0 +1,124 @@
+"""Refuse what would lose messages, before it does (W3, W7, W9): checks of a log and of a reader's connection.
+
+Run once at start and by `check_schema`, not per look; what can change later (isolation, privileges, row
+security, the table itself) the look checks again for itself. Called on a sync Connection; the async side goes
+through `run_sync`. They read catalogs only and run in the connection's transaction.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from sqlalchemy import Text, bindparam, text
+from sqlalchemy.engine import Connection
+
+from message_bus.errors import SchemaError, UnsupportedDatabase
+from message_bus.storage.logs import POSITION, log_table, quoted_name, schema_of
+from message_bus.storage.requirements import LogFacts, faults_of, faults_of_reader, unsupported_server
+from message_bus.storage.tables import OUTBOX_LOG, MessageBusTables
+
+READER_SETTINGS: Final = ("SET LOCAL row_security = off",)
+
+_SERVER: Final = "SELECT version(), current_setting('server_version_num')"
+
+_READER: Final = "SELECT current_setting('transaction_isolation'), pg_is_in_recovery()"
+
+_FACTS: Final = text("""
+SELECT current_user AS role, pg_is_in_recovery() AS is_standby,
+       class.relkind::text AS kind, class.relpersistence::text AS persistence,
+       class.relispartition OR EXISTS (
+           SELECT 1 FROM pg_inherits WHERE inhrelid = class.oid OR inhparent = class.oid
+       ) AS is_inherited,
+       (SELECT subname FROM pg_subscription_rel JOIN pg_subscription s ON s.oid = srsubid
+        WHERE srrelid = class.oid LIMIT 1) AS replicated_by,
+       format_type(attribute.atttypid, NULL) AS type, attribute.attidentity::text AS identity,
+       sequence.seqrelid::regclass::text AS sequence, format_type(sequence.seqtypid, NULL) AS sequence_type,
+       (SELECT relpersistence::text FROM pg_class WHERE oid = sequence.seqrelid) AS persistence_of_sequence,
+       sequence.seqincrement AS increment, sequence.seqcache AS cache, sequence.seqcycle AS is_cycling,
+       sequence.seqmin AS minimum, sequence.seqmax AS maximum,
+       has_sequence_privilege(sequence.seqrelid, 'USAGE, SELECT') AS may_read_sequence,
+       has_function_privilege('pg_catalog.pg_control_checkpoint()', 'EXECUTE') AS may_see_incarnation,
+       row_security_active(class.oid) AS is_row_security_active
+FROM pg_class AS class
+LEFT JOIN pg_attribute AS attribute
+       ON attribute.attrelid = class.oid AND attribute.attname = :position AND NOT attribute.attisdropped
+LEFT JOIN pg_depend AS owned
+       ON owned.classid = 'pg_class'::regclass AND owned.refclassid = 'pg_class'::regclass
+      AND owned.refobjid = class.oid AND owned.refobjsubid = attribute.attnum AND owned.deptype IN ('i', 'a')
+LEFT JOIN pg_sequence AS sequence ON sequence.seqrelid = owned.objid
+WHERE class.oid = to_regclass(:name)
+""").bindparams(bindparam("name", type_=Text), bindparam("position", type_=Text))
+
+
+def check_log(connection: Connection, tables: MessageBusTables, log: str = OUTBOX_LOG) -> None:
+    """Refuse a log that cannot be read safely, or a server or a role that it cannot be read with (W7).
+
+    Run it with the role that reads the log: privileges and row security are those of the connection.
+
+    Raises: UnsupportedDatabase, with every fault and its remedy; SchemaError if there is no such table.
+    """
+    table = log_table(tables, log)
+    match connection.dialect.name:
+        case "postgresql":
+            faults = _faults_on_postgresql(connection, quoted_name(connection, table))
+        case "sqlite":
+            faults = _faults_on_sqlite(connection, table.name, schema_of(connection, table))
+        case other:
+            faults = [f"dialect {other!r} is not supported (use PostgreSQL 14.1+ or SQLite)"]
+    _refuse(f"log {log!r} cannot be read safely", faults)
+
+
+def check_reader(connection: Connection) -> None:
+    """Refuse a connection that must not read a log: an older snapshot (W3), AUTOCOMMIT, a standby.
+
+    A session that a test suite has bound to a transaction of its own is fine, at READ COMMITTED.
+
+    Raises: UnsupportedDatabase, with every fault and its remedy.
+    """
+    if connection.dialect.name != "postgresql":
+        return
+    isolation, is_standby = connection.execute(text(_READER)).one()
+    is_autocommit = bool(getattr(connection.connection.dbapi_connection, "autocommit", False))
+    faults = faults_of_reader(isolation, is_autocommit=is_autocommit, is_standby=is_standby)
+    _refuse("this connection cannot read a log safely", faults)
+
+
+def reader_settings(dialect_name: str) -> tuple[str, ...]:
+    """The statements to run in a transaction before it reads or prunes a log (W9).
+
+    With row security off the server raises where it would have hidden rows. It holds to the end of the
+    transaction, and for whatever else runs in it: not for a transaction that a handler shares, where the
+    look's own check stands.
+    """
+    return READER_SETTINGS if dialect_name == "postgresql" else ()
+
+
+def _faults_on_postgresql(connection: Connection, name: str) -> list[str]:
+    version_text, version = connection.execute(text(_SERVER)).one()
+    if (fault := unsupported_server(version_text, int(version))) is not None:
+        return [fault]
+    row = connection.execute(_FACTS, {"name": name, "position": POSITION}).mappings().first()
+    if row is None:
+        raise SchemaError([f"table {name} is missing, or not on the search_path of this connection"])
+    known: dict[str, Any] = {"type": "missing", "identity": "", "replicated_by": None}
+    known |= {fact: value for fact, value in row.items() if value is not None}
+    return faults_of(LogFacts(table=name, **known))
+
+
+def _faults_on_sqlite(connection: Connection, name: str, schema: str | None) -> list[str]:
+    master = (
+        f"{connection.dialect.identifier_preparer.quote(schema)}.sqlite_master" if schema else "sqlite_master"
+    )
+    query = text(f"SELECT sql FROM {master} WHERE type = 'table' AND name = :name")  # noqa: S608  (quoted)
+    definition = connection.execute(query, {"name": name}).scalar()
+    if definition is None:
+        raise SchemaError([f"table {name} is missing"])
+    if "AUTOINCREMENT" not in definition.upper():
+        return [f"{name}.position may be used again (make it INTEGER PRIMARY KEY AUTOINCREMENT)"]
+    return []
+
+
+def _refuse(subject: str, faults: list[str]) -> None:
+    if faults:
+        listed = faults[0] if len(faults) == 1 else "".join(f"\n  - {fault}" for fault in faults)
+        raise UnsupportedDatabase(f"{subject}: {listed}")
