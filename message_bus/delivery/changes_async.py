@@ -1,0 +1,151 @@
+"""Records what became of messages, and moves the checkpoint, in one commit.
+
+    lock the checkpoint row (S3) ──► delivery rows ──► compare-and-set of the checkpoint, last (S1) ──► COMMIT
+
+Whatever the session did before (a handler's effects) is in that commit too (G5).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import CursorResult
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from message_bus.delivery.lease_async import AsyncLease, Position
+from message_bus.delivery.reading_async import Job
+from message_bus.delivery.verdicts import Dead, Retry, error_text, traceback_text
+from message_bus.errors import LeaseLost
+from message_bus.storage import statements
+from message_bus.storage.tables import DEAD, HELD, RETRYING, MessageBusTables
+
+logger = logging.getLogger("message_bus.delivery")
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """A new message that waits, untried, behind an earlier one of its key."""
+
+    job: Job
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """A message whose attempt failed."""
+
+    job: Job
+    error: Exception
+    verdict: Retry | Dead
+
+
+@dataclass(frozen=True, slots=True)
+class Settled:
+    """A message of the delivery table that has been handled."""
+
+    job: Job
+
+
+Change = Held | Failed | Settled
+
+
+class AsyncRecorder:
+    """Writes changes for one leased partition."""
+
+    def __init__(self, tables: MessageBusTables, lease: AsyncLease) -> None:
+        self._lease = lease
+        self._name = lease.settings.name
+        self._hold = statements.hold(tables)
+        self._forget = statements.forget(tables)
+        self._first_failure = statements.record_new_failure(tables)
+        self._next_failure = statements.record_failure(tables)
+
+    async def commit(self, session: AsyncSession, changes: Sequence[Change], *, to: int) -> None:
+        """Write the changes, move the checkpoint to `to`, commit; if the answer is lost, find out what happened.
+
+        Raises: LeaseLost, with nothing committed. Any other error: nothing was committed either, but for an
+        outage while asking (then the next `AsyncLease` reads the truth from the database).
+        """
+        if changes:
+            await self._lease.lock(session)
+            await self._write(session, changes)
+        expected = await self._lease.advance(session, to)
+        await self._commit(session, expected)
+        self._lease.committed(expected)
+
+    async def _commit(self, session: AsyncSession, expected: Position) -> None:
+        try:
+            await session.commit()
+        except Exception as error:
+            await session.rollback()
+            if not await self._lease.happened(session, expected):
+                raise
+            await session.commit()
+            logger.warning(
+                "the commit for subscription %r succeeded, although it raised %s",
+                self._name,
+                type(error).__name__,
+                extra={"subscription": self._name, "position": expected.position},
+            )
+
+    async def _write(self, session: AsyncSession, changes: Sequence[Change]) -> None:
+        held = [change.job for change in changes if isinstance(change, Held)]
+        if held:
+            await session.execute(
+                self._hold,
+                [
+                    {
+                        "subscription": self._name,
+                        "position": job.position,
+                        "key": job.message.key,
+                        "key_hash": job.message.key_hash,
+                        "state": HELD,
+                    }
+                    for job in held
+                ],
+            )
+        for change in changes:
+            match change:
+                case Failed(job=job) if job.state is None:
+                    await session.execute(self._first_failure, self._failure(change))
+                case Failed():
+                    await self._one(session, self._next_failure, self._repeated_failure(change))
+                case Settled(job=job):
+                    await self._one(session, self._forget, self._row(job))
+                case Held():
+                    pass
+
+    async def _one(self, session: AsyncSession, statement: Any, parameters: dict[str, Any]) -> None:
+        result: CursorResult[Any] = await session.execute(statement, parameters)  # type: ignore[assignment]
+        if result.rowcount != 1:  # an operator was faster: what the handler did is undone, its row decides
+            raise LeaseLost(str(self._name), self._lease.partition)
+
+    def _row(self, job: Job) -> dict[str, Any]:
+        return {"of_subscription": self._name, "at_position": job.position, "was": job.state}
+
+    def _failure(self, change: Failed) -> dict[str, Any]:
+        verdict, job = change.verdict, change.job
+        return {
+            "subscription": self._name,
+            "position": job.position,
+            "key": job.message.key,
+            "key_hash": job.message.key_hash,
+            "state": RETRYING if isinstance(verdict, Retry) else DEAD,
+            "attempts": job.attempts + 1,
+            "delay": verdict.delay.total_seconds() if isinstance(verdict, Retry) else None,
+            "error": error_text(change.error),
+            "traceback": traceback_text(change.error),
+        }
+
+    def _repeated_failure(self, change: Failed) -> dict[str, Any]:
+        failure = self._failure(change)
+        return {
+            **self._row(change.job),
+            "new_state": failure["state"],
+            "new_attempts": failure["attempts"],
+            "delay": failure["delay"],
+            "new_error": failure["error"],
+            "new_traceback": failure["traceback"],
+        }

@@ -1,0 +1,75 @@
+# Generated from housekeeping_async.py by tests/tools/unasync.py: do not edit.
+"""What `process_outbox` does besides delivering: delayed messages that are due enter the outbox, old rows leave it.
+
+Each step is a few short transactions, because rows written or deleted hold the watermark until their commit (W10).
+One at a time per log, through the log's own row; whoever finds it taken leaves the work to the other (S4, S9).
+"""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+from sqlalchemy import text
+from sqlalchemy.orm import Session
+
+from message_bus.storage import statements
+from message_bus.storage.preconditions import reader_settings
+from message_bus.storage.tables import OUTBOX_LOG, MessageBusTables
+
+BATCH = 1_000  # rows
+
+
+def promote_due(session: Session, tables: MessageBusTables) -> int:
+    """Move delayed messages that are due into the outbox, by due time, then id (S9); how many."""
+    promoted = 0
+    while True:
+        ids = session.scalars(statements.due_ids(tables), {"limit": BATCH}).all()
+        if ids and _locked(session, tables):
+            ids = session.scalars(statements.due_ids(tables), {"limit": BATCH}).all()
+            if ids:
+                session.execute(statements.promote(tables), {"ids": ids})
+                session.execute(statements.unschedule(tables), {"ids": ids})
+        else:
+            ids = []
+        session.commit()
+        promoted += len(ids)
+        if len(ids) < BATCH:
+            return promoted
+
+
+def prune(session: Session, tables: MessageBusTables, *, older_than: timedelta) -> int:
+    """Remove rows that every subscription has passed and that are older than `older_than` (G9); how many.
+
+    Rows that are retrying, held or dead anywhere stay. Without any subscription nothing is removed (S4).
+    """
+    pruned = 0
+    after = 0
+    while True:
+        if not _locked(session, tables):
+            session.commit()
+            return pruned
+        for setting in reader_settings(session.connection().dialect.name):
+            session.execute(text(setting))  # W9: hidden rows would not hold anything back
+        # a later statement than the lock: a subscription made or rewound before it is seen (S4)
+        passed = session.execute(statements.passed_by_all(tables), {"log": OUTBOX_LOG}).scalar_one()
+        window = session.execute(
+            statements.oldest_rows(tables),
+            {"after": after, "passed": passed or 0, "age": -older_than.total_seconds(), "limit": BATCH},
+        )
+        rows = window.all()
+        gone = [row.position for row in rows if row.old and not row.kept]
+        if gone:
+            session.execute(statements.prune(tables), {"positions": gone})
+            session.execute(statements.note_pruned(tables), {"of_log": OUTBOX_LOG, "to": gone[-1]})
+        session.commit()
+        pruned += len(gone)
+        if len(rows) < BATCH or not rows[-1].old:
+            return pruned
+        after = rows[-1].position
+
+
+def _locked(session: Session, tables: MessageBusTables) -> bool:
+    dialect = session.connection().dialect.name
+    session.execute(statements.insert_or_ignore(dialect, tables.log).values(log=OUTBOX_LOG))
+    row = session.execute(statements.try_lock_log(tables), {"log": OUTBOX_LOG}).one_or_none()
+    return row is not None

@@ -1,0 +1,74 @@
+"""What `process_outbox` does besides delivering: delayed messages that are due enter the outbox, old rows leave it.
+
+Each step is a few short transactions, because rows written or deleted hold the watermark until their commit (W10).
+One at a time per log, through the log's own row; whoever finds it taken leaves the work to the other (S4, S9).
+"""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from message_bus.storage import statements
+from message_bus.storage.preconditions import reader_settings
+from message_bus.storage.tables import OUTBOX_LOG, MessageBusTables
+
+BATCH = 1_000  # rows
+
+
+async def promote_due_async(session: AsyncSession, tables: MessageBusTables) -> int:
+    """Move delayed messages that are due into the outbox, by due time, then id (S9); how many."""
+    promoted = 0
+    while True:
+        ids = (await session.scalars(statements.due_ids(tables), {"limit": BATCH})).all()
+        if ids and await _locked(session, tables):
+            ids = (await session.scalars(statements.due_ids(tables), {"limit": BATCH})).all()
+            if ids:
+                await session.execute(statements.promote(tables), {"ids": ids})
+                await session.execute(statements.unschedule(tables), {"ids": ids})
+        else:
+            ids = []
+        await session.commit()
+        promoted += len(ids)
+        if len(ids) < BATCH:
+            return promoted
+
+
+async def prune_async(session: AsyncSession, tables: MessageBusTables, *, older_than: timedelta) -> int:
+    """Remove rows that every subscription has passed and that are older than `older_than` (G9); how many.
+
+    Rows that are retrying, held or dead anywhere stay. Without any subscription nothing is removed (S4).
+    """
+    pruned = 0
+    after = 0
+    while True:
+        if not await _locked(session, tables):
+            await session.commit()
+            return pruned
+        for setting in reader_settings((await session.connection()).dialect.name):
+            await session.execute(text(setting))  # W9: hidden rows would not hold anything back
+        # a later statement than the lock: a subscription made or rewound before it is seen (S4)
+        passed = (await session.execute(statements.passed_by_all(tables), {"log": OUTBOX_LOG})).scalar_one()
+        window = await session.execute(
+            statements.oldest_rows(tables),
+            {"after": after, "passed": passed or 0, "age": -older_than.total_seconds(), "limit": BATCH},
+        )
+        rows = window.all()
+        gone = [row.position for row in rows if row.old and not row.kept]
+        if gone:
+            await session.execute(statements.prune(tables), {"positions": gone})
+            await session.execute(statements.note_pruned(tables), {"of_log": OUTBOX_LOG, "to": gone[-1]})
+        await session.commit()
+        pruned += len(gone)
+        if len(rows) < BATCH or not rows[-1].old:
+            return pruned
+        after = rows[-1].position
+
+
+async def _locked(session: AsyncSession, tables: MessageBusTables) -> bool:
+    dialect = (await session.connection()).dialect.name
+    await session.execute(statements.insert_or_ignore(dialect, tables.log).values(log=OUTBOX_LOG))
+    row = (await session.execute(statements.try_lock_log(tables), {"log": OUTBOX_LOG})).one_or_none()
+    return row is not None

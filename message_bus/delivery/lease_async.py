@@ -1,0 +1,260 @@
+"""A subscription's partition under a lease: claim, move the checkpoint, renew, release.
+
+    free ──claim──► mine (epoch + 1, fresh owner token) ──release──► free
+                      └── lease_until passes: anybody may claim; my next commit finds no row ► LeaseLost (G6)
+
+Every commit of progress is a compare-and-set on epoch, owner, position and revision (S1). Used by the engine only.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+
+from sqlalchemy import CursorResult, Row
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from message_bus.delivery.subscription import Subscription
+from message_bus.errors import LeaseLost, SettingsError
+from message_bus.storage import statements
+from message_bus.storage.tables import ACTIVE, IDLE, OUTBOX_LOG, MessageBusTables
+
+
+@dataclass(frozen=True, slots=True)
+class Position:
+    """Where a subscription stands: the checkpoint, and how many commits of progress led there."""
+
+    position: int
+    revision: int
+
+
+async def ensure_subscriptions_async(
+    session: AsyncSession,
+    tables: MessageBusTables,
+    wanted: Sequence[Subscription],
+    *,
+    settled: int,
+    high: int,
+) -> set[str]:
+    """Make the rows of subscriptions that are missing (S4); the names of those that are idle or paused.
+
+    A new subscription starts at the beginning if its log has no history or no other subscription; else where
+    `start` says; else it is idle. Leaves the transaction open: the caller commits.
+
+    Raises: SettingsError if the database has another number of partitions.
+    """
+    known = await _known(session, tables, wanted)
+    missing = [settings for settings in wanted if str(settings.name) not in known]
+    waking = [
+        settings
+        for settings in wanted
+        if settings.start is not None and any(row.state == IDLE for row in known.get(str(settings.name), ()))
+    ]
+    if missing or waking:
+        log = await _lock_log(session, tables)  # in a later statement: what others have made meanwhile
+        others = await session.execute(statements.log_has_subscriptions(tables), {"log": OUTBOX_LOG})
+        free_choice = high == 0 or not others.scalar_one()
+        for settings in missing:
+            start = await _start_position(session, tables, settings, log.pruned_to, settled)
+            state = ACTIVE if free_choice or settings.start is not None else IDLE
+            await _create(session, tables, settings, state=state, start=start, epoch=log.last_epoch)
+        for settings in waking:
+            start = await _start_position(session, tables, settings, log.pruned_to, settled)
+            await session.execute(
+                statements.start_idle(tables), {"subscription": settings.name, "start": start}
+            )
+        known = await _known(session, tables, wanted)
+    for settings in wanted:
+        count = known[str(settings.name)][0].partitions
+        if count != settings.partitions:
+            raise SettingsError(
+                f"Subscription {settings.name!r}",
+                [f"partitions is {settings.partitions}, but the database has {count} (set it to {count})"],
+            )
+    return {name for name, rows in known.items() if any(row.state != ACTIVE for row in rows)}
+
+
+async def _known(
+    session: AsyncSession, tables: MessageBusTables, wanted: Sequence[Subscription]
+) -> dict[str, list[Row[Any]]]:
+    names = [settings.name for settings in wanted]
+    known: dict[str, list[Row[Any]]] = {}
+    for row in await session.execute(statements.partitions_of(tables), {"names": names}):
+        known.setdefault(row.name, []).append(row)
+    return known
+
+
+async def _lock_log(session: AsyncSession, tables: MessageBusTables) -> Row[Any]:
+    dialect = (await session.connection()).dialect.name
+    await session.execute(statements.insert_or_ignore(dialect, tables.log).values(log=OUTBOX_LOG))
+    row: Row[Any] = (await session.execute(statements.lock_log(tables), {"log": OUTBOX_LOG})).one()
+    return row
+
+
+async def _create(
+    session: AsyncSession,
+    tables: MessageBusTables,
+    settings: Subscription,
+    *,
+    state: str,
+    start: int,
+    epoch: int,
+) -> None:
+    dialect = (await session.connection()).dialect.name
+    await session.execute(
+        statements.insert_or_ignore(dialect, tables.subscription),
+        [
+            {
+                "name": settings.name,
+                "partition": partition,
+                "partitions": settings.partitions,
+                "log": OUTBOX_LOG,
+                "state": state,
+                "position": start,
+                "epoch": epoch,
+            }
+            for partition in range(settings.partitions)
+        ],
+    )
+
+
+async def _start_position(
+    session: AsyncSession, tables: MessageBusTables, settings: Subscription, pruned_to: int, settled: int
+) -> int:
+    match settings.start:
+        case None | "beginning":
+            return pruned_to
+        case "now":
+            return max(settled, pruned_to)
+        case datetime() as time:
+            found = await session.execute(
+                statements.position_before_time(tables), {"time": time, "settled": settled}
+            )
+            return max(min(int(found.scalar_one()), settled), pruned_to)
+        case position:
+            return max(int(position), pruned_to)
+
+
+class AsyncLease:
+    """The right to move one partition's checkpoint, until `lease` has passed without a renewal. Not task-safe."""
+
+    def __init__(
+        self,
+        tables: MessageBusTables,
+        settings: Subscription,
+        partition: int,
+        *,
+        epoch: int,
+        owner: str,
+        at: Position,
+        lease: timedelta,
+        claimed_at: datetime,
+        taken_over: bool,
+    ) -> None:
+        self.settings = settings
+        self.partition = partition
+        self.at = at
+        self.claimed_at = claimed_at
+        self.taken_over = taken_over
+        self._tables = tables
+        self._lease = lease
+        self._me = {"subscription": settings.name, "part": partition, "my_epoch": epoch, "me": owner}
+
+    async def lock(self, session: AsyncSession) -> None:
+        """Lock the partition's row, before delivery rows are read or changed (S3). Raises LeaseLost."""
+        row = (await session.execute(statements.lock_mine(self._tables), self._me)).one_or_none()
+        if row is None or Position(row.position, row.revision) != self.at:
+            raise LeaseLost(str(self.settings.name), self.partition)
+
+    async def advance(self, session: AsyncSession, to: int) -> Position:
+        """Move the checkpoint to `to`: the last statement before COMMIT. Raises LeaseLost.
+
+        `self.at` changes only in `committed`, when the commit is known to have happened.
+        """
+        moved: CursorResult[Any] = await session.execute(  # type: ignore[assignment]
+            statements.advance(self._tables),
+            {
+                **self._me,
+                "from": self.at.position,
+                "at_revision": self.at.revision,
+                "to": to,
+                "lease": self._lease.total_seconds(),
+            },
+        )
+        if moved.rowcount != 1:
+            raise LeaseLost(str(self.settings.name), self.partition)
+        return Position(to, self.at.revision + 1)
+
+    def committed(self, at: Position) -> None:
+        """The commit that `advance` prepared has happened."""
+        self.at = at
+
+    async def happened(self, session: AsyncSession, expected: Position) -> bool:
+        """After a commit whose answer was lost: did it happen (S1)? Raises LeaseLost."""
+        row = (await session.execute(statements.look_mine(self._tables), self._me)).one_or_none()
+        if row is None:
+            raise LeaseLost(str(self.settings.name), self.partition)
+        return Position(row.position, row.revision) == expected
+
+    async def reload(self, session: AsyncSession) -> None:
+        """Read where the partition stands: what was in hand is not known any more. Ends its transaction. Raises LeaseLost."""
+        row = (await session.execute(statements.look_mine(self._tables), self._me)).one_or_none()
+        await session.commit()
+        if row is None:
+            raise LeaseLost(str(self.settings.name), self.partition)
+        self.at = Position(row.position, row.revision)
+
+    async def renew(self, session: AsyncSession) -> bool:
+        """Make the lease last from now; False if it is lost. Leaves the transaction open."""
+        renewed: CursorResult[Any] = await session.execute(  # type: ignore[assignment]
+            statements.renew(self._tables), {**self._me, "lease": self._lease.total_seconds()}
+        )
+        return renewed.rowcount == 1
+
+    async def release(self, session: AsyncSession) -> None:
+        """Give the lease back; only with no batch in hand (S6). Leaves the transaction open."""
+        await session.execute(statements.release(self._tables), self._me)
+
+
+async def claim_async(
+    session: AsyncSession,
+    tables: MessageBusTables,
+    settings: Subscription,
+    partition: int,
+    *,
+    lease: timedelta,
+) -> AsyncLease | None:
+    """Take the lease of a partition without waiting; None if somebody else has it. Leaves the transaction open."""
+    found = await session.execute(
+        statements.claimable(tables), {"name": settings.name, "partition": partition}
+    )
+    row = found.one_or_none()
+    if row is None:
+        return None
+    owner = secrets.token_hex(16)
+    taken: CursorResult[Any] = await session.execute(  # type: ignore[assignment]
+        statements.acquire(tables),
+        {
+            "subscription": settings.name,
+            "part": partition,
+            "old_epoch": row.epoch,
+            "me": owner,
+            "lease": lease.total_seconds(),
+        },
+    )
+    if taken.rowcount != 1:
+        return None
+    return AsyncLease(
+        tables,
+        settings,
+        partition,
+        epoch=row.epoch + 1,
+        owner=owner,
+        at=Position(row.position, row.revision),
+        lease=lease,
+        claimed_at=row.now,
+        taken_over=row.owner is not None,
+    )

@@ -1,0 +1,80 @@
+"""The path for repositories that users wrote themselves: list, handle, mark, save, one message at a time.
+
+All it knows of such a repository is the contract of `OutBoxRepoABC`, so there are no checkpoints, attempts or dead
+letters here: a row whose handlers all succeed gets `processed = True` (if it has that attribute) and is saved; a row
+that fails is rolled back, logged, and found again by the next call. It never stops the rows behind it.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from message_bus._compat import result_of_async
+from message_bus.bus.context import Context
+from message_bus.delivery.report import OutboxReport, SubscriptionReport, summed
+from message_bus.delivery.subscription import Subscription
+from message_bus.delivery.verdicts import PassedOver
+
+logger = logging.getLogger("message_bus.delivery")
+
+
+async def process_own_rows_async(
+    bus: Any, repo: Any, handlers: Mapping[str, tuple[Any, Subscription]], *, limit: int | None
+) -> OutboxReport:
+    """Hand every unprocessed row to all handlers; at most `limit` rows."""
+    tried: set[Any] = set()
+    delivered = passed_over = failed = 0
+    rows = iter(await _unprocessed(repo))
+    while limit is None or len(tried) < limit:
+        row = _next_untried(rows, tried)
+        if row is None:
+            break
+        message_id = row.id
+        tried.add(message_id)
+        try:
+            handled = await _handle(bus, repo, row, handlers)
+            _mark(row)
+            await result_of_async(repo.save())
+        except Exception as error:
+            failed += 1
+            logger.error(
+                "an outbox row failed and will be tried again: %s",
+                type(error).__name__,
+                exc_info=error,
+                extra={"message_id": str(message_id)},
+            )
+            await result_of_async(repo.rollback())
+            rows = iter(await _unprocessed(repo))  # a rollback expires what was loaded
+        else:
+            delivered += handled
+            passed_over += not handled
+    reports = {
+        name: SubscriptionReport(name=name, delivered=delivered, passed_over=passed_over, retrying=failed)
+        for name in handlers
+    }
+    return summed(reports)
+
+
+async def _unprocessed(repo: Any) -> list[Any]:
+    return list(await result_of_async(repo.list_unprocessed()) or ())
+
+
+def _next_untried(rows: Iterator[Any], tried: set[Any]) -> Any:
+    return next((row for row in rows if row.id not in tried), None)
+
+
+async def _handle(bus: Any, repo: Any, row: Any, handlers: Mapping[str, tuple[Any, Subscription]]) -> bool:
+    """True if any handler took the row, False if all passed it over."""
+    handled = False
+    for handler, _ in handlers.values():
+        context = Context({**bus.context, "outbox": repo})
+        outcome = await result_of_async(handler.handle(row, context))
+        handled |= not isinstance(outcome, PassedOver)
+    return handled
+
+
+def _mark(row: Any) -> None:
+    if hasattr(row, "processed"):
+        row.processed = True

@@ -1,0 +1,260 @@
+# Generated from process_async.py by tests/tools/unasync.py: do not edit.
+"""`process_outbox`: the one step for cron. Promote what is due, run every subscription, prune, report.
+
+It works on the caller's session and commits it: one short transaction after another. Two calls at once do not get in
+each other's way: each claims the subscriptions it can get and reports the others as busy.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Collection, Sequence
+from contextlib import ExitStack
+from datetime import timedelta
+from typing import Any
+
+from sqlalchemy.engine import Connection, Engine
+from sqlalchemy.orm import Session
+
+from message_bus._compat import Ticker, on_sync_session, plain_session
+from message_bus.delivery.engine import ConcurrentRun, Run, Tally, TransactionalRun
+from message_bus.delivery.housekeeping import promote_due, prune
+from message_bus.delivery.lease import Lease, claim, ensure_subscriptions
+from message_bus.delivery.own_rows import process_own_rows
+from message_bus.delivery.ownership import refuse_unflushed
+from message_bus.delivery.patience import Patience
+from message_bus.delivery.reading import Reader
+from message_bus.delivery.report import OutboxReport, SubscriptionReport, summed
+from message_bus.delivery.subscription import Subscription
+from message_bus.errors import LeaseLost, SettingsError, Unavailable, names_of
+from message_bus.repositories.outbox import as_repo
+from message_bus.repositories.sqlalchemy import SQLAlchemyOutBoxRepo
+from message_bus.storage import statements
+from message_bus.storage.outages import is_outage
+from message_bus.storage.preconditions import check_log, check_reader
+from message_bus.storage.settled import Look
+from message_bus.storage.tables import DEAD, HELD, RETRYING, TRYING, MessageBusTables
+from message_bus.storage.watermark import Watermark
+
+logger = logging.getLogger("message_bus.delivery")
+
+LEASE = timedelta(seconds=30)
+RETENTION = timedelta(days=7)
+
+
+def process_outbox(
+    bus: Any,
+    outbox: Any,
+    *,
+    limit: int | None = None,
+    only: Collection[str] | None = None,
+    lease: timedelta = LEASE,
+) -> OutboxReport:
+    """Deliver what is in the outbox. What `MessageBus.process_outbox` says, holds here.
+
+    `lease`: how long this process may be silent (killed, frozen) before another one takes its place.
+    """
+    if limit is not None and limit < 1:
+        raise SettingsError("process_outbox", ["limit must be at least 1 (None: until nothing is left)"])
+    handlers: Sequence[Any] = bus.outbox_handlers
+    settings = [_settings_of(handler) for handler in handlers]
+    names = [str(each.name) for each in settings]
+    unknown = set(only or ()) - set(names)
+    if unknown:
+        raise SettingsError(
+            "process_outbox",
+            [f"only= names {names_of(list(unknown))}, but the subscriptions are {names_of(names)}"],
+        )
+    chosen = {
+        name: (handler, each)
+        for name, handler, each in zip(names, handlers, settings, strict=True)
+        if only is None or name in only
+    }
+    repo = as_repo(outbox)
+    if not isinstance(repo, SQLAlchemyOutBoxRepo):
+        return process_own_rows(bus, repo, chosen, limit=limit)
+    with ExitStack() as stack:
+        session = repo.session
+        if isinstance(session, Connection):
+            session = stack.enter_context(Session(session))
+        refuse_unflushed(plain_session(session))
+        step = _Step(bus, session, repo.tables, lease=lease)
+        try:
+            return step.run(chosen, settings, limit=limit)
+        except Exception as error:
+            session.rollback()
+            if is_outage(error):
+                raise Unavailable(
+                    f"the database is out of reach ({type(error).__name__}); nothing is lost, run again"
+                ) from error
+            raise
+
+
+def _check(session: Any, tables: MessageBusTables) -> None:
+    """Refuse a database or a connection that would lose messages (W3, W7)."""
+    connection = session.connection()
+    check_reader(connection)
+    check_log(connection, tables)
+
+
+def _settings_of(handler: Any) -> Subscription:
+    settings: Subscription = handler.subscription if handler.subscription is not None else Subscription()
+    return settings.named(type(handler).__name__)
+
+
+class _Step:
+    """One call of process_outbox on one session."""
+
+    def __init__(self, bus: Any, session: Session, tables: MessageBusTables, *, lease: timedelta) -> None:
+        self._bus = bus
+        self._session = session
+        self._tables = tables
+        self._lease_time = lease
+        self._watermark = Watermark(tables)
+        self._patience = Patience()
+
+    def run(
+        self,
+        chosen: dict[str, tuple[Any, Subscription]],
+        everyone: Sequence[Subscription],
+        *,
+        limit: int | None,
+    ) -> OutboxReport:
+        session = self._session
+        on_sync_session(session, _check, self._tables)
+        look = self._look()
+        waiting = ensure_subscriptions(session, self._tables, everyone, settled=look.settled, high=look.high)
+        session.commit()
+        promoted = promote_due(session, self._tables)
+        reports: dict[str, SubscriptionReport] = {}
+        for name, (handler, settings) in chosen.items():
+            if name in waiting:
+                logger.warning(
+                    "subscription %r is idle: it was added to a log with history, or paused (give Subscription(start=...))",
+                    name,
+                    extra={"subscription": name},
+                )
+                reports[name] = self._report(name, Tally(), busy=False, idle=True)
+            else:
+                tally, busy = self._partitions(handler, settings, limit=limit)
+                reports[name] = self._report(name, tally, busy=busy, idle=False)
+        pruned = 0
+        if not self._joined():  # a setting of the pruner would stay in the caller's transaction
+            pruned = prune(session, self._tables, older_than=RETENTION)
+        look = self._look()
+        unsettled = (
+            session.execute(statements.count_after(self._tables), {"settled": look.settled})
+        ).scalar_one()
+        session.commit()
+        return summed(reports, unsettled=unsettled, promoted=promoted, pruned=pruned)
+
+    def _look(self) -> Look:
+        look = self._watermark.look(self._session.connection())
+        self._session.commit()
+        return look
+
+    def _partitions(self, handler: Any, settings: Subscription, *, limit: int | None) -> tuple[Tally, bool]:
+        total = Tally()
+        busy = False
+        for partition in range(settings.partitions):
+            left = None if limit is None else limit - total.tried
+            if left == 0 or total.unavailable:
+                break
+            lease = self._claim(settings, partition)
+            if lease is None:
+                busy = True
+                continue
+            try:
+                tally = self._one(handler, settings, lease, limit=left)
+            except LeaseLost as lost:
+                logger.warning("%s", lost, extra={"subscription": settings.name, "partition": partition})
+                busy = True
+                continue
+            total.delivered += tally.delivered
+            total.passed_over += tally.passed_over
+            total.tried += tally.tried
+            total.unavailable |= tally.unavailable
+        return total, busy
+
+    def _claim(self, settings: Subscription, partition: int) -> Lease | None:
+        lease = claim(self._session, self._tables, settings, partition, lease=self._lease_time)
+        self._session.commit()
+        return lease
+
+    def _one(self, handler: Any, settings: Subscription, lease: Lease, *, limit: int | None) -> Tally:
+        mode = settings.mode or handler.default_mode
+        kind: type[Run] = TransactionalRun if mode == "transactional" else ConcurrentRun
+        run = kind(
+            self._session,
+            handler,
+            tables=self._tables,
+            settings=settings,
+            lease=lease,
+            reader=Reader(self._tables, settings, lease.partition, self._watermark),
+            context=self._bus.context,
+            sessions=self._sessions(),
+        )
+        with ExitStack() as stack:
+            beating = self._engine_for_heartbeats()
+            if beating is not None:
+                beat = _Heartbeat(beating, lease)
+                stack.enter_context(Ticker(beat, self._lease_time / 3))
+            tally = run.run(limit=limit, patience=self._patience)
+        # only here, with no batch in hand: after an error the lease is left to expire (S6)
+        lease.release(self._session)
+        self._session.commit()
+        return tally
+
+    def _joined(self) -> bool:
+        """Whether the session is part of somebody's transaction (a test that is rolled back, say)."""
+        return isinstance(self._session.bind, Connection)
+
+    def _engine_for_heartbeats(self) -> Engine | None:
+        """Where a heartbeat can come from: not inside somebody's transaction, and not on SQLite.
+
+        On SQLite a transaction that writes keeps everybody else out, so that the lease cannot be taken over under it.
+        """
+        bind = self._session.bind
+        return bind if isinstance(bind, Engine) and bind.dialect.name != "sqlite" else None
+
+    def _sessions(self) -> Any:
+        """A factory of sessions like the caller's, for handlers that run without a transaction."""
+        session = self._session
+        return lambda: type(session)(session.bind, expire_on_commit=plain_session(session).expire_on_commit)
+
+    def _report(self, name: str, tally: Tally, *, busy: bool, idle: bool) -> SubscriptionReport:
+        found = self._session.execute(statements.failed_counts(self._tables), {"subscription": name})
+        counts = {state: count for state, count in found}
+        self._session.commit()
+        return SubscriptionReport(
+            name=name,
+            delivered=tally.delivered,
+            passed_over=tally.passed_over,
+            retrying=counts.get(RETRYING, 0) + counts.get(TRYING, 0),
+            held=counts.get(HELD, 0),
+            dead=counts.get(DEAD, 0),
+            busy=busy,
+            unavailable=tally.unavailable,
+            idle=idle,
+        )
+
+
+class _Heartbeat:
+    """Renews a lease on a connection of its own while handlers run."""
+
+    def __init__(self, engine: Engine, lease: Lease) -> None:
+        self._engine = engine
+        self._lease = lease
+
+    def __call__(self) -> bool:
+        try:
+            with Session(self._engine) as session:
+                renewed = self._lease.renew(session)
+                session.commit()
+                return renewed
+        except Exception as error:
+            if not is_outage(error):
+                logger.exception("the heartbeat of subscription %r failed", self._lease.settings.name)
+            return (
+                True  # the next beat may come through; if none does, the lease ends and the commit is refused
+            )

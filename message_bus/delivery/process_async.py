@@ -1,0 +1,268 @@
+"""`process_outbox`: the one step for cron. Promote what is due, run every subscription, prune, report.
+
+It works on the caller's session and commits it: one short transaction after another. Two calls at once do not get in
+each other's way: each claims the subscriptions it can get and reports the others as busy.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Collection, Sequence
+from contextlib import AsyncExitStack
+from datetime import timedelta
+from typing import Any
+
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession
+
+from message_bus._compat import AsyncTicker, on_sync_session_async, plain_session_async
+from message_bus.delivery.engine_async import AsyncConcurrentRun, AsyncRun, AsyncTransactionalRun, Tally
+from message_bus.delivery.housekeeping_async import promote_due_async, prune_async
+from message_bus.delivery.lease_async import AsyncLease, claim_async, ensure_subscriptions_async
+from message_bus.delivery.own_rows_async import process_own_rows_async
+from message_bus.delivery.ownership import refuse_unflushed
+from message_bus.delivery.patience_async import AsyncPatience
+from message_bus.delivery.reading_async import AsyncReader
+from message_bus.delivery.report import OutboxReport, SubscriptionReport, summed
+from message_bus.delivery.subscription import Subscription
+from message_bus.errors import LeaseLost, SettingsError, Unavailable, names_of
+from message_bus.repositories.outbox import as_repo
+from message_bus.repositories.sqlalchemy_async import AsyncSQLAlchemyOutBoxRepo
+from message_bus.storage import statements
+from message_bus.storage.outages import is_outage
+from message_bus.storage.preconditions import check_log, check_reader
+from message_bus.storage.settled import Look
+from message_bus.storage.tables import DEAD, HELD, RETRYING, TRYING, MessageBusTables
+from message_bus.storage.watermark_async import AsyncWatermark
+
+logger = logging.getLogger("message_bus.delivery")
+
+LEASE = timedelta(seconds=30)
+RETENTION = timedelta(days=7)
+
+
+async def process_outbox_async(
+    bus: Any,
+    outbox: Any,
+    *,
+    limit: int | None = None,
+    only: Collection[str] | None = None,
+    lease: timedelta = LEASE,
+) -> OutboxReport:
+    """Deliver what is in the outbox. What `MessageBus.process_outbox` says, holds here.
+
+    `lease`: how long this process may be silent (killed, frozen) before another one takes its place.
+    """
+    if limit is not None and limit < 1:
+        raise SettingsError("process_outbox", ["limit must be at least 1 (None: until nothing is left)"])
+    handlers: Sequence[Any] = bus.outbox_handlers
+    settings = [_settings_of(handler) for handler in handlers]
+    names = [str(each.name) for each in settings]
+    unknown = set(only or ()) - set(names)
+    if unknown:
+        raise SettingsError(
+            "process_outbox",
+            [f"only= names {names_of(list(unknown))}, but the subscriptions are {names_of(names)}"],
+        )
+    chosen = {
+        name: (handler, each)
+        for name, handler, each in zip(names, handlers, settings, strict=True)
+        if only is None or name in only
+    }
+    repo = as_repo(outbox)
+    if not isinstance(repo, AsyncSQLAlchemyOutBoxRepo):
+        return await process_own_rows_async(bus, repo, chosen, limit=limit)
+    async with AsyncExitStack() as stack:
+        session = repo.session
+        if isinstance(session, AsyncConnection):
+            session = await stack.enter_async_context(AsyncSession(session))
+        refuse_unflushed(plain_session_async(session))
+        step = _AsyncStep(bus, session, repo.tables, lease=lease)
+        try:
+            return await step.run(chosen, settings, limit=limit)
+        except Exception as error:
+            await session.rollback()
+            if is_outage(error):
+                raise Unavailable(
+                    f"the database is out of reach ({type(error).__name__}); nothing is lost, run again"
+                ) from error
+            raise
+
+
+def _check(session: Any, tables: MessageBusTables) -> None:
+    """Refuse a database or a connection that would lose messages (W3, W7)."""
+    connection = session.connection()
+    check_reader(connection)
+    check_log(connection, tables)
+
+
+def _settings_of(handler: Any) -> Subscription:
+    settings: Subscription = handler.subscription if handler.subscription is not None else Subscription()
+    return settings.named(type(handler).__name__)
+
+
+class _AsyncStep:
+    """One call of process_outbox on one session."""
+
+    def __init__(
+        self, bus: Any, session: AsyncSession, tables: MessageBusTables, *, lease: timedelta
+    ) -> None:
+        self._bus = bus
+        self._session = session
+        self._tables = tables
+        self._lease_time = lease
+        self._watermark = AsyncWatermark(tables)
+        self._patience = AsyncPatience()
+
+    async def run(
+        self,
+        chosen: dict[str, tuple[Any, Subscription]],
+        everyone: Sequence[Subscription],
+        *,
+        limit: int | None,
+    ) -> OutboxReport:
+        session = self._session
+        await on_sync_session_async(session, _check, self._tables)
+        look = await self._look()
+        waiting = await ensure_subscriptions_async(
+            session, self._tables, everyone, settled=look.settled, high=look.high
+        )
+        await session.commit()
+        promoted = await promote_due_async(session, self._tables)
+        reports: dict[str, SubscriptionReport] = {}
+        for name, (handler, settings) in chosen.items():
+            if name in waiting:
+                logger.warning(
+                    "subscription %r is idle: it was added to a log with history, or paused (give Subscription(start=...))",
+                    name,
+                    extra={"subscription": name},
+                )
+                reports[name] = await self._report(name, Tally(), busy=False, idle=True)
+            else:
+                tally, busy = await self._partitions(handler, settings, limit=limit)
+                reports[name] = await self._report(name, tally, busy=busy, idle=False)
+        pruned = 0
+        if not self._joined():  # a setting of the pruner would stay in the caller's transaction
+            pruned = await prune_async(session, self._tables, older_than=RETENTION)
+        look = await self._look()
+        unsettled = (
+            await session.execute(statements.count_after(self._tables), {"settled": look.settled})
+        ).scalar_one()
+        await session.commit()
+        return summed(reports, unsettled=unsettled, promoted=promoted, pruned=pruned)
+
+    async def _look(self) -> Look:
+        look = await self._watermark.look(await self._session.connection())
+        await self._session.commit()
+        return look
+
+    async def _partitions(
+        self, handler: Any, settings: Subscription, *, limit: int | None
+    ) -> tuple[Tally, bool]:
+        total = Tally()
+        busy = False
+        for partition in range(settings.partitions):
+            left = None if limit is None else limit - total.tried
+            if left == 0 or total.unavailable:
+                break
+            lease = await self._claim(settings, partition)
+            if lease is None:
+                busy = True
+                continue
+            try:
+                tally = await self._one(handler, settings, lease, limit=left)
+            except LeaseLost as lost:
+                logger.warning("%s", lost, extra={"subscription": settings.name, "partition": partition})
+                busy = True
+                continue
+            total.delivered += tally.delivered
+            total.passed_over += tally.passed_over
+            total.tried += tally.tried
+            total.unavailable |= tally.unavailable
+        return total, busy
+
+    async def _claim(self, settings: Subscription, partition: int) -> AsyncLease | None:
+        lease = await claim_async(self._session, self._tables, settings, partition, lease=self._lease_time)
+        await self._session.commit()
+        return lease
+
+    async def _one(
+        self, handler: Any, settings: Subscription, lease: AsyncLease, *, limit: int | None
+    ) -> Tally:
+        mode = settings.mode or handler.default_mode
+        kind: type[AsyncRun] = AsyncTransactionalRun if mode == "transactional" else AsyncConcurrentRun
+        run = kind(
+            self._session,
+            handler,
+            tables=self._tables,
+            settings=settings,
+            lease=lease,
+            reader=AsyncReader(self._tables, settings, lease.partition, self._watermark),
+            context=self._bus.context,
+            sessions=self._sessions(),
+        )
+        async with AsyncExitStack() as stack:
+            beating = self._engine_for_heartbeats()
+            if beating is not None:
+                beat = _AsyncHeartbeat(beating, lease)
+                await stack.enter_async_context(AsyncTicker(beat, self._lease_time / 3))
+            tally = await run.run(limit=limit, patience=self._patience)
+        # only here, with no batch in hand: after an error the lease is left to expire (S6)
+        await lease.release(self._session)
+        await self._session.commit()
+        return tally
+
+    def _joined(self) -> bool:
+        """Whether the session is part of somebody's transaction (a test that is rolled back, say)."""
+        return isinstance(self._session.bind, AsyncConnection)
+
+    def _engine_for_heartbeats(self) -> AsyncEngine | None:
+        """Where a heartbeat can come from: not inside somebody's transaction, and not on SQLite.
+
+        On SQLite a transaction that writes keeps everybody else out, so that the lease cannot be taken over under it.
+        """
+        bind = self._session.bind
+        return bind if isinstance(bind, AsyncEngine) and bind.dialect.name != "sqlite" else None
+
+    def _sessions(self) -> Any:
+        """A factory of sessions like the caller's, for handlers that run without a transaction."""
+        session = self._session
+        return lambda: type(session)(
+            session.bind, expire_on_commit=plain_session_async(session).expire_on_commit
+        )
+
+    async def _report(self, name: str, tally: Tally, *, busy: bool, idle: bool) -> SubscriptionReport:
+        found = await self._session.execute(statements.failed_counts(self._tables), {"subscription": name})
+        counts = {state: count for state, count in found}
+        await self._session.commit()
+        return SubscriptionReport(
+            name=name,
+            delivered=tally.delivered,
+            passed_over=tally.passed_over,
+            retrying=counts.get(RETRYING, 0) + counts.get(TRYING, 0),
+            held=counts.get(HELD, 0),
+            dead=counts.get(DEAD, 0),
+            busy=busy,
+            unavailable=tally.unavailable,
+            idle=idle,
+        )
+
+
+class _AsyncHeartbeat:
+    """Renews a lease on a connection of its own while handlers run."""
+
+    def __init__(self, engine: AsyncEngine, lease: AsyncLease) -> None:
+        self._engine = engine
+        self._lease = lease
+
+    async def __call__(self) -> bool:
+        try:
+            async with AsyncSession(self._engine) as session:
+                renewed = await self._lease.renew(session)
+                await session.commit()
+                return renewed
+        except Exception as error:
+            if not is_outage(error):
+                logger.exception("the heartbeat of subscription %r failed", self._lease.settings.name)
+            return (
+                True  # the next beat may come through; if none does, the lease ends and the commit is refused
+            )

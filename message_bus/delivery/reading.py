@@ -1,0 +1,121 @@
+# Generated from reading_async.py by tests/tools/unasync.py: do not edit.
+"""Reads what a subscription's partition is to handle next: due rows from the delivery table, new rows from the log.
+
+Each read is one short READ COMMITTED transaction of its own, so that the reader's settings do not reach the handlers,
+and it reads in the order look, then rows (W3). What comes back are plain rows.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import Row, Select
+from sqlalchemy.orm import Session
+
+from message_bus.delivery.lease import Lease
+from message_bus.delivery.subscription import Subscription
+from message_bus.messages.definition import definition_of
+from message_bus.repositories.outbox_message import OutboxMessage
+from message_bus.storage import statements
+from message_bus.storage.settled import Look, check_checkpoint
+from message_bus.storage.tables import BLOCKING, DEAD, MessageBusTables
+from message_bus.storage.watermark import Watermark
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A message to be tried: `state` and `attempts` as the delivery table has them; new ones have none."""
+
+    message: OutboxMessage
+    position: int
+    state: str | None = None
+    attempts: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """New jobs; `blocked` are the keys whose messages must wait; after the last one the checkpoint is at `up_to`."""
+
+    jobs: tuple[Job, ...]
+    blocked: frozenset[str]
+    up_to: int
+
+
+def message_of(row: Row[Any]) -> OutboxMessage:
+    """The outbox row as users see it."""
+    return OutboxMessage(
+        id=row.id,
+        type=row.type,
+        message=row.message,
+        payload=row.payload,
+        meta=row.meta,
+        version=row.version,
+        key=row.key,
+        headers=row.headers,
+        position=row.position,
+        created_at=row.created_at,
+    )
+
+
+class Reader:
+    """Reads for one partition of one subscription; `looked` is what its last look at the log found."""
+
+    def __init__(
+        self, tables: MessageBusTables, settings: Subscription, partition: int, watermark: Watermark
+    ) -> None:
+        names: tuple[str, ...] | None = None
+        if settings.types is not None:
+            definitions = [definition_of(cls) for cls in settings.types]
+            names = tuple(name for d in definitions for name in (d.name, *d.renamed_from))
+        part = {"partitions": settings.partitions, "partition": partition}
+        hold = settings.on_dead_letter == "hold"
+        self.looked = Look(settled=0, high=0)
+        self._settings = settings
+        self._watermark = watermark
+        self._blocking = [*BLOCKING, DEAD] if hold else [*BLOCKING]
+        self._new_rows: Select[*tuple[Any, ...]] = statements.new_rows(tables, names=names, **part)
+        self._due_rows: Select[*tuple[Any, ...]] = statements.due_rows(tables, hold_dead=hold, **part)
+        self._blocked_keys: Select[*tuple[Any, ...]] = statements.blocked_keys(tables)
+
+    def due(self, session: Session, *, now: datetime) -> tuple[Job, ...]:
+        """Failed rows due at `now`, and held rows that are the first of their key. Ends its transaction."""
+        rows = session.execute(
+            self._due_rows,
+            {"subscription": self._settings.name, "now": now, "limit": self._settings.fetch_size},
+        )
+        jobs = tuple(Job(message_of(row), row.position, row.state, row.attempts) for row in rows)
+        session.commit()
+        return jobs
+
+    def new(self, session: Session, lease: Lease, *, limit: int) -> Batch:
+        """The next new rows after the checkpoint, as far as the log is settled. Ends its transaction.
+
+        Raises: PositionBehind if the checkpoint is ahead of the log (W8).
+        """
+        after = lease.at.position
+        look = self._watermark.look(session.connection())
+        check_checkpoint(look, after)
+        jobs: list[Job] = []
+        blocked: frozenset[str] = frozenset()
+        if look.settled > after:
+            found = session.execute(self._new_rows, {"after": after, "settled": look.settled, "limit": limit})
+            jobs = [Job(message_of(row), row.position) for row in found]
+            keys = {job.message.key for job in jobs if job.message.key is not None}
+            if keys:
+                blocked = self.blocked(session, keys)
+        session.commit()
+        full = len(jobs) == limit
+        # S8: a short read has seen everything up to the settled position, whatever is missing in between
+        up_to = jobs[-1].position if full else max(look.settled, after)
+        self.looked = look
+        return Batch(tuple(jobs), blocked, up_to)
+
+    def blocked(self, session: Session, keys: set[str]) -> frozenset[str]:
+        """Those of `keys` that have a row which blocks them (S3)."""
+        rows = session.scalars(
+            self._blocked_keys,
+            {"subscription": self._settings.name, "keys": sorted(keys), "blocking": self._blocking},
+        )
+        return frozenset(rows)

@@ -1,0 +1,93 @@
+"""`Subscription`: the settings of one named reader of a log. A plain value; every outbox handler has one.
+
+The name is the identity of the checkpoint in the database: keep it when a handler's class is renamed. Whatever is
+left at None takes the handler's own default.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from typing import Literal
+
+from message_bus.delivery.retry import ExponentialBackoff, RetryPolicy
+from message_bus.errors import SettingsError
+from message_bus.messages.message import Message
+
+Mode = Literal["transactional", "concurrent"]
+Start = Literal["beginning", "now"] | int | datetime
+
+_LONGEST_NAME = 200
+
+
+@dataclass(frozen=True, kw_only=True)
+class Subscription:
+    """How one outbox handler (or projection, or process manager) reads its log.
+
+    `name`: None means the handler's class name. `mode`: "transactional" runs the handlers of a message on a session
+    whose commit also moves the checkpoint (G5); "concurrent" runs them without a transaction and records afterwards.
+    `start`: where a new subscription begins: "beginning", "now", a time (aware), or a position it starts after.
+    `types`: only these message types; None is all. `messages_per_commit`: above 1 messages share one commit, for at
+    most `commit_within`. `fetch_size`: rows read at once. `partitions`: parallel parts by key. `concurrency`: keys
+    in hand at once in concurrent mode. `max_attempts`, `backoff`: then a dead letter. `unavailable_on`: exception
+    types that mean an outage (G8). `on_dead_letter`: whether a key continues after a dead letter or is held.
+    `handler_timeout`: how long one handler may run; None is for ever.
+
+    Raises: SettingsError listing every problem at once.
+    """
+
+    name: str | None = None
+    mode: Mode | None = None
+    start: Start | None = None
+    types: Collection[type[Message]] | None = None
+    messages_per_commit: int = 1
+    commit_within: timedelta = timedelta(seconds=1)
+    fetch_size: int = 100
+    partitions: int = 1
+    concurrency: int = 1
+    max_attempts: int = 20
+    backoff: RetryPolicy = ExponentialBackoff(initial_delay=1.0, max_delay=600.0)  # noqa: RUF009  (frozen)
+    unavailable_on: tuple[type[Exception], ...] = (ConnectionError,)
+    on_dead_letter: Literal["continue", "hold"] = "continue"
+    handler_timeout: timedelta | None = timedelta(minutes=5)
+
+    def __post_init__(self) -> None:
+        problems = list(self._problems())
+        if problems:
+            raise SettingsError(f"Subscription {self.name!r}" if self.name else "Subscription", problems)
+
+    def named(self, default: str) -> Subscription:
+        """The same settings under `default` if they have no name yet."""
+        return self if self.name is not None else replace(self, name=default)
+
+    def _problems(self) -> list[str]:
+        problems: list[str] = []
+        if self.name is not None and not 0 < len(self.name) <= _LONGEST_NAME:
+            problems.append(f"name must have 1 to {_LONGEST_NAME} characters")
+        if self.mode not in (None, "transactional", "concurrent"):
+            problems.append(f"mode {self.mode!r} is unknown (use 'transactional' or 'concurrent')")
+        if isinstance(self.start, str) and self.start not in ("beginning", "now"):
+            problems.append(
+                f"start {self.start!r} is unknown (use 'beginning', 'now', a position or an aware datetime)"
+            )
+        if isinstance(self.start, datetime) and self.start.tzinfo is None:
+            problems.append("start is a naive datetime (give it a timezone)")
+        if isinstance(self.start, int) and (isinstance(self.start, bool) or self.start < 0):
+            problems.append("start must be a position >= 0")
+        problems += [
+            f"{name} must be a whole number >= 1"
+            for name in ("messages_per_commit", "fetch_size", "partitions", "concurrency", "max_attempts")
+            if not isinstance(value := getattr(self, name), int) or isinstance(value, bool) or value < 1
+        ]
+        if self.commit_within <= timedelta(0):
+            problems.append("commit_within must be longer than zero")
+        if self.handler_timeout is not None and self.handler_timeout <= timedelta(0):
+            problems.append("handler_timeout must be longer than zero (None: for ever)")
+        if not callable(getattr(self.backoff, "delay", None)):
+            problems.append("backoff must be a RetryPolicy (such as ExponentialBackoff())")
+        if self.on_dead_letter not in ("continue", "hold"):
+            problems.append(f"on_dead_letter {self.on_dead_letter!r} is unknown (use 'continue' or 'hold')")
+        if self.types is not None and not self.types:
+            problems.append("types is empty: nothing would ever be delivered (None: all types)")
+        return problems

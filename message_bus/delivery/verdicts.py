@@ -1,0 +1,99 @@
+"""What becomes of a message after an attempt: pure decisions over plain values.
+
+    new ──ok──► delivered                     held ──head of its key──► an attempt
+     └─error──► retrying ──ok──► delivered
+                   └── attempts exhausted, Reject, cannot be decoded ──► dead
+
+Called by the engine after each attempt; knows nothing of sessions or clocks.
+"""
+
+from __future__ import annotations
+
+import re
+import traceback
+from dataclasses import dataclass
+from datetime import timedelta
+
+from message_bus.delivery.subscription import Subscription
+from message_bus.errors import MessageDecodeError, Reject, RetryLater, Unavailable
+
+LONGEST_ERROR = 8 * 1024  # bytes kept of an error text and of a traceback
+
+_PARAMETERS = re.compile(r"^\s*\[parameters: .*?\]$", re.MULTILINE | re.DOTALL)
+
+
+@dataclass(frozen=True, slots=True)
+class Delivered:
+    """Handled: the checkpoint passes it."""
+
+
+@dataclass(frozen=True, slots=True)
+class PassedOver:
+    """Known, but nobody here wants it: the checkpoint passes it, and it is counted."""
+
+
+@dataclass(frozen=True, slots=True)
+class Retry:
+    """Failed: another attempt after `delay`; its key waits behind it."""
+
+    delay: timedelta
+
+
+@dataclass(frozen=True, slots=True)
+class Dead:
+    """Given up, for the reason said: kept as a dead letter."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Outage:
+    """Nothing was wrong with the message: no attempt is counted, the subscription backs off (G8)."""
+
+
+Verdict = Delivered | PassedOver | Retry | Dead | Outage
+
+
+def decide(
+    error: Exception | None, *, attempt: int, settings: Subscription, chance: float, outage: bool = False
+) -> Verdict:
+    """Turn the outcome of attempt number `attempt` into a verdict.
+
+    `chance` in [0, 1) is the dice of the back-off; `outage` says that the error came from a database out of reach.
+    """
+    if error is None:
+        return Delivered()
+    if isinstance(error, Reject):
+        return Dead(f"rejected by the handler: {error.reason}" if error.reason else "rejected by the handler")
+    if isinstance(error, MessageDecodeError):
+        return Dead("cannot be decoded")
+    if outage or isinstance(error, (Unavailable, *settings.unavailable_on)):
+        return Outage()
+    if isinstance(error, RetryLater) and error.delay is not None:
+        return Retry(error.delay)
+    if attempt >= settings.max_attempts and not isinstance(error, RetryLater):
+        return Dead(f"gave up after {attempt} attempts")
+    wait = settings.backoff.delay(attempt, chance=chance)
+    return Dead("not to be tried again") if wait is None else Retry(wait)
+
+
+def error_text(error: BaseException) -> str:
+    """The error as it is stored: its type and text, without the parameters of SQL statements, at most 8 KiB."""
+    return _cut(f"{type(error).__qualname__}: {_without_parameters(str(error))}")
+
+
+def traceback_text(error: BaseException) -> str:
+    """The traceback as it is stored: without the parameters of SQL statements; the last 8 KiB, where the cause is."""
+    text = _without_parameters("".join(traceback.format_exception(error)))
+    raw = text.encode(errors="replace")
+    return text if len(raw) <= LONGEST_ERROR else "…" + raw[-LONGEST_ERROR:].decode(errors="ignore")
+
+
+def _without_parameters(text: str) -> str:
+    # SQLAlchemy appends "[parameters: ...]" to its statement errors: values of the user's data
+    return _PARAMETERS.sub("[parameters left out]", text).replace("\x00", "\\x00")
+
+
+def _cut(text: str) -> str:
+    raw = text.encode(errors="replace")
+    return text if len(raw) <= LONGEST_ERROR else raw[:LONGEST_ERROR].decode(errors="ignore") + "…"

@@ -1,0 +1,114 @@
+"""The default outbox handler: runs the bus's own command and event handlers on what comes out of the outbox."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+from uuid import NAMESPACE_OID, UUID, uuid5
+
+from message_bus.bus.context import Context
+from message_bus.delivery.subscription import Subscription
+from message_bus.delivery.verdicts import PassedOver
+from message_bus.errors import SettingsError
+from message_bus.messages.envelope import Envelope
+from message_bus.messages.message import Event
+from message_bus.outbox_handlers.base import OutboxHandlerABC
+from message_bus.repositories.outbox_message import OutboxMessage
+
+_DISPATCH = Subscription(name="dispatch")
+
+
+class DispatchOutboxHandler(OutboxHandlerABC):
+    """Hands each message to the handlers that are registered for its type, transactionally by default (G5).
+
+    `bus`: the bus whose handlers run; None means the bus it is set on (`bus.set_outbox_handlers`), which is also the
+    default when no outbox handler is set at all. `handlers`: run these event handlers instead of the bus's; give
+    handlers with effects outside of the database a `DispatchOutboxHandler` (so a subscription) of their own.
+
+    All handlers of an event are one unit: if one fails, all are rolled back and tried again. What they emit is
+    written to the outbox in their own transaction. Works on MessageBus and AsyncMessageBus alike.
+
+    Raises: SettingsError if `handlers` are given, but the subscription has the default's name "dispatch".
+    """
+
+    default_mode = "transactional"
+
+    def __init__(
+        self,
+        bus: Any = None,
+        *,
+        handlers: Mapping[type[Event], Sequence[Any]] | None = None,
+        subscription: Subscription = _DISPATCH,
+    ) -> None:
+        super().__init__()
+        if handlers is not None and subscription is _DISPATCH:
+            raise SettingsError(
+                "DispatchOutboxHandler",
+                ["handlers= needs a subscription of its own: subscription=Subscription(name=...)"],
+            )
+        self.bus = bus
+        self.subscription = subscription
+        self._own_handlers = handlers
+
+    def attach(self, bus: Any) -> None:
+        """Called by the bus that this handler is set on."""
+        if self.bus is None:
+            self.bus = bus
+        if self._own_handlers is not None:
+            self.bus = type(bus)(
+                event_handlers={event: list(each) for event, each in self._own_handlers.items()}
+            )
+            self.bus.context = bus.context
+            self._own_handlers = None
+
+    def handle(self, outbox_message: Any, context: Any, *args: Any, **kwargs: Any) -> Any:
+        """Decode the row and deliver its message. On an AsyncMessageBus the result is to be awaited.
+
+        Raises: UnknownMessageType, MessageDecodeError, or what the message's handlers raise.
+        """
+        row = outbox_message if isinstance(outbox_message, OutboxMessage) else _our_row(outbox_message)
+        message = self.bus.registry.decode(row.message, row.version, row.payload_json)
+        context = context if isinstance(context, Context) else Context(context)
+        context["envelope"] = Envelope(
+            message=message,
+            id=row.id,
+            type=row.type,
+            name=row.message,
+            version=row.version,
+            key=row.key,
+            position=row.position,
+            created_at=row.created_at,
+            meta=row.meta,
+            headers=row.headers,
+        )
+        delivered = self.bus.deliver(message, context)
+        return _outcome(delivered) if isinstance(delivered, int) else _awaited(delivered)
+
+    def _handle(self, outbox_message: Any, context: Any, *args: Any, **kwargs: Any) -> Any:
+        return self.handle(outbox_message, context, *args, **kwargs)
+
+
+def _our_row(row: Any) -> OutboxMessage:
+    """A row of a user's own model, which need not have more than `id, type, message, payload, meta`."""
+    try:
+        message_id = row.id if isinstance(row.id, UUID) else UUID(str(row.id))
+    except ValueError:  # an id of another kind: one UUID for each of them
+        message_id = uuid5(NAMESPACE_OID, str(row.id))
+    return OutboxMessage(
+        id=message_id,
+        type=row.type,
+        message=row.message,
+        payload=row.payload,
+        meta=getattr(row, "meta", None),
+        version=getattr(row, "version", None) or 1,
+        key=getattr(row, "key", None),
+        headers=getattr(row, "headers", None),
+    )
+
+
+async def _awaited(delivered: Any) -> PassedOver | None:
+    return _outcome(await delivered)
+
+
+def _outcome(handlers_run: int) -> PassedOver | None:
+    return None if handlers_run else PassedOver()
