@@ -1,0 +1,79 @@
+"""An application as `--app` finds one: buses, a factory, and the ways in which one can be wrong."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+from message_bus import (
+    AsyncMessageBus,
+    Context,
+    DispatchOutboxHandler,
+    Event,
+    FixedDelay,
+    MessageBus,
+    Subscription,
+)
+
+
+class Asked(Event, key="topic"):
+    """An event whose handler does what its `wish` says."""
+
+    topic: str
+    wish: str = "succeed"
+
+
+class Unreachable(ConnectionError):
+    """Something outside that does not answer."""
+
+
+def grant(event: Asked, context: Context) -> None:
+    """Succeed, fail, or find something unreachable."""
+    if event.wish == "fail":
+        raise RuntimeError("the secret of Asked is s3cret")
+    if event.wish == "be unreachable":
+        raise Unreachable
+
+
+async def grant_async(event: Asked, context: Context) -> None:
+    """The same on an AsyncMessageBus."""
+    grant(event, context)
+
+
+def make_bus() -> MessageBus:
+    """A bus with one subscription, which gives up after two attempts."""
+    made = MessageBus(event_handlers={Asked: [grant]})
+    made.set_outbox_handlers(
+        [
+            DispatchOutboxHandler(
+                subscription=Subscription(name="asked", max_attempts=2, backoff=FixedDelay(0))
+            )
+        ]
+    )
+    return made
+
+
+def make_two() -> MessageBus:
+    """A bus with two subscriptions."""
+    made = MessageBus(event_handlers={Asked: [grant]})
+    made.set_outbox_handlers(
+        [
+            DispatchOutboxHandler(subscription=Subscription(name="first")),
+            DispatchOutboxHandler(handlers={Asked: [grant]}, subscription=Subscription(name="second")),
+        ]
+    )
+    return made
+
+
+bus = make_bus()
+async_bus = AsyncMessageBus(event_handlers={Asked: [grant_async]})
+nested = SimpleNamespace(bus=bus)
+no_bus = 42
+
+
+def raises() -> MessageBus:
+    """A factory that fails."""
+    raise KeyError("SHOP_SETTINGS")
+
+
+def returns_nothing() -> None:
+    """A factory that forgets to return its bus."""

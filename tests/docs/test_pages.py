@@ -1,0 +1,151 @@
+"""README and docs do what they say: their code runs, their commands and links and the tests they name exist."""
+
+from __future__ import annotations
+
+import ast
+import gc
+import re
+import sys
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from tests.docs.pages import PAGES, ROOT, Walk, blocks_of, text_of, unknown_command
+
+WORD_FOR_WORD = ("docs/quickstart.md",)
+"""Pages whose bash blocks are run, too."""
+
+RULES = {"docs/guarantees.md": "G", "docs/how-the-watermark-works.md": "WLS"}
+
+_TEST = re.compile(r"\b(tests/[\w/]+\.py)::(\w+(?:::\w+)?)")
+_LINK = re.compile(r"\]\((?!https?://)([^)#\s]+)?(?:#([\w-]+))?\)")
+
+
+@pytest.fixture
+def walk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Walk]:
+    """A walk through one page, in `tmp_path`; engines that the page has made are disposed of afterwards."""
+    module = ModuleType("page")
+    monkeypatch.setitem(sys.modules, "page", module)  # where annotations of message classes are looked up
+    monkeypatch.chdir(tmp_path)
+    yield Walk(tmp_path, module)
+    for made in list(vars(module).values()):
+        if isinstance(made, sa.Engine):
+            made.dispose()
+        assert not isinstance(made, AsyncEngine), "a page closes its AsyncEngine itself"
+    vars(module).clear()
+    gc.collect()
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page not in (*WORD_FOR_WORD, *RULES)])
+def test_the_code_of_a_page_runs(page: str, walk: Walk) -> None:
+    """Every python block, in order, in one namespace; bash blocks are looked at by another test."""
+    walk.follow(page)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", WORD_FOR_WORD)
+def test_a_page_followed_word_for_word(page: str, walk: Walk, database_url: sa.URL) -> None:
+    """A newcomer saves the files, types the commands and sees what the page shows; on PostgreSQL with its two changes."""
+    if database_url.get_backend_name() == "postgresql":
+        url = database_url.render_as_string(hide_password=False)
+        walk.replaced = {
+            'configure_sqlite(create_engine("sqlite:///shop.db"))': f'create_engine("{url}")',
+            'configure_sqlite(create_async_engine("sqlite+aiosqlite:///shop.db"))': f'create_async_engine("{url}")',
+            "export MESSAGE_BUS_DATABASE_URL=sqlite:///shop.db": f"export MESSAGE_BUS_DATABASE_URL='{url}'",
+        }
+        assert all(old in text_of(page) for old in walk.replaced)
+    walk.follow(page, commands=True)
+
+
+@pytest.mark.parametrize("page", RULES)
+def test_the_code_of_a_page_about_rules_runs(page: str, walk: Walk, engine: sa.Engine) -> None:
+    """The same with an `engine` at hand, on both databases."""
+    walk.module.__dict__["engine"] = engine
+    walk.follow(page)
+
+
+def test_what_is_not_run_says_why() -> None:
+    """The blocks that are only looked at; another one is a decision, made here."""
+    skipped = [block for page in PAGES for block in blocks_of(page) if block.kind == "not run"]
+    for block in skipped:
+        print(f"{block}: {block.argument}")
+    assert all(block.argument for block in skipped)
+    assert len(skipped) == 5
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_commands_exist(page: str) -> None:
+    """Make targets, subcommands and options, modules, extras: what a bash block names is there."""
+    for block in blocks_of(page):
+        if block.language == "bash" and not (page in WORD_FOR_WORD and block.kind == ""):
+            for line in block.code.splitlines():
+                assert unknown_command(line) is None, f"{block}: {unknown_command(line)}"
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_lead_somewhere(page: str) -> None:
+    """Links between pages name files, and headings, that exist."""
+    for target, heading in _LINK.findall(text_of(page)):
+        path = ((ROOT / page).parent / target).resolve() if target else ROOT / page
+        assert path.exists(), f"{page} links to {target}"
+        if heading:
+            assert heading in _headings(path), f"{page} links to {target}#{heading}"
+
+
+def _headings(path: Path) -> set[str]:
+    """Anchors as they are made of headings: lower case, words joined by hyphens, punctuation left out."""
+    titles = re.findall(r"^#+ (.+)$", path.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_tests_that_a_page_names_exist(page: str) -> None:
+    """`tests/path.py::name` is a test of this repository."""
+    missing = [
+        f"{path}::{name}" for path, name in _TEST.findall(text_of(page)) if name not in _tests_in(path)
+    ]
+    assert not missing, f"{page} names tests that do not exist: {missing}"
+
+
+@pytest.mark.parametrize("page", RULES)
+def test_each_rule_has_its_tests_or_says_not_yet(page: str) -> None:
+    """Under every numbered rule there is the name of a test, or the words "Not yet"."""
+    rules = re.findall(
+        rf"^\*\*([{RULES[page]}]\d+)\b(.*?)(?=^\*\*[A-Z]\d+\b|^#|\Z)", text_of(page), re.MULTILINE | re.DOTALL
+    )
+    assert len(rules) >= 12
+    without = [rule for rule, body in rules if not _TEST.search(body) and "Not yet" not in body]
+    assert not without, f"{page}: nothing proves {without}"
+
+
+def test_the_guarantees_are_complete() -> None:
+    """G1 to G12, in order; and the rules of watermark, writing late and subscriptions that docstrings cite."""
+    assert _rules("docs/guarantees.md") == [f"G{n}" for n in range(1, 13)]
+    wanted = (
+        [f"W{n}" for n in range(1, 11)] + [f"L{n}" for n in range(1, 8)] + [f"S{n}" for n in range(1, 12)]
+    )
+    assert _rules("docs/how-the-watermark-works.md") == wanted
+
+
+def _rules(page: str) -> list[str]:
+    return re.findall(rf"^\*\*([{RULES[page]}]\d+)\b", text_of(page), re.MULTILINE)
+
+
+@cache
+def _tests_in(path: str) -> frozenset[str]:
+    """The names of the tests in a file; those of classes as `Class::name`."""
+    if not (ROOT / path).is_file():
+        return frozenset()
+    functions = ast.FunctionDef | ast.AsyncFunctionDef
+    names: set[str] = set()
+    for node in ast.parse((ROOT / path).read_text(encoding="utf-8")).body:
+        if isinstance(node, functions):
+            names.add(node.name)
+        elif isinstance(node, ast.ClassDef):
+            names |= {f"{node.name}::{each.name}" for each in node.body if isinstance(each, functions)}
+    return frozenset(name for name in names if name.rpartition("::")[2].startswith("test_"))
