@@ -11,7 +11,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from message_bus.messages.message import Command, Event, Message
-from message_bus.repositories.outbox import register
+from message_bus.repositories.registering import register
 
 if TYPE_CHECKING:
     from message_bus.bus.calling import EventHandlers, Handler

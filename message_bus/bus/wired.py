@@ -37,7 +37,7 @@ from message_bus.errors import HandlerNotFound, NotAMessage, SettingsError, Wiri
 from message_bus.messages.message import Command, Event, Message
 from message_bus.messages.registry import Registry
 from message_bus.outbox_handlers.base import AsyncOutboxHandlerABC, OutboxHandlerABC
-from message_bus.repositories.outbox import register_all
+from message_bus.repositories.registering import register_all
 
 logger = logging.getLogger("message_bus")
 

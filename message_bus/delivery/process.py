@@ -27,7 +27,7 @@ from message_bus.delivery.reading import Reader
 from message_bus.delivery.report import OutboxReport, SubscriptionReport, summed
 from message_bus.delivery.subscription import Subscription
 from message_bus.errors import LeaseLost, SettingsError, Unavailable, names_of
-from message_bus.repositories.outbox import as_repo
+from message_bus.repositories.registering import as_repo
 from message_bus.repositories.sqlalchemy import SQLAlchemyOutBoxRepo
 from message_bus.storage import statements
 from message_bus.storage.outages import is_outage

@@ -13,7 +13,7 @@ from message_bus._compat import plain_session
 from message_bus.delivery.process import process_outbox
 from message_bus.delivery.report import OutboxReport
 from message_bus.errors import SettingsError
-from message_bus.repositories.outbox import as_repo
+from message_bus.repositories.registering import as_repo
 from message_bus.repositories.sqlalchemy import SQLAlchemyOutBoxRepo
 
 

@@ -11,7 +11,7 @@ from message_bus._compat import plain_session_async
 from message_bus.delivery.process_async import process_outbox_async
 from message_bus.delivery.report import OutboxReport
 from message_bus.errors import SettingsError
-from message_bus.repositories.outbox import as_repo
+from message_bus.repositories.registering import as_repo
 from message_bus.repositories.sqlalchemy_async import AsyncSQLAlchemyOutBoxRepo
 
 

@@ -76,6 +76,8 @@ class Walk:
 
     directory: Path
     module: ModuleType
+    hides_greenlet: bool = False
+    """Whether it is as after a plain `pip install`, until the page installs an extra."""
     replaced: dict[str, str] = field(default_factory=dict)
     printed: str | None = ""
     _exports: list[str] = field(default_factory=list)
@@ -85,7 +87,7 @@ class Walk:
         for block in blocks_of(page):
             match block.kind, block.language:
                 case "not run", _:
-                    pass
+                    self.hides_greenlet &= "[" not in block.code
                 case "file", _:
                     (self.directory / block.argument).write_text(self._code(block), encoding="utf-8")
                 case "output", _:
@@ -132,17 +134,18 @@ class Walk:
 
     def _environment(self) -> dict[str, str]:
         """Where `python` and `message-bus` are this checkout's, whether or not it is installed."""
-        commands = self.directory / ".commands"
+        commands, hidden = self.directory / ".commands", self.directory / ".hidden"
         if not commands.exists():
             commands.mkdir()
             for name, words in (("python", ""), ("message-bus", "-m message_bus.cli.main ")):
                 (commands / name).write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} {words}"$@"\n')
                 (commands / name).chmod(0o755)
+            hidden.mkdir()
+            (hidden / "greenlet.py").write_text("raise ModuleNotFoundError('hidden', name='greenlet')\n")
         return {
             **os.environ,
             "PATH": f"{commands}{os.pathsep}{os.environ['PATH']}",
-            "PYTHONPATH": str(ROOT),
-            "PYTHONDONTWRITEBYTECODE": "1",
+            "PYTHONPATH": os.pathsep.join([*([str(hidden)] if self.hides_greenlet else []), str(ROOT)]),
         }
 
     def _compare(self, block: Block) -> None:
