@@ -13,8 +13,9 @@ from sqlalchemy import text
 from sqlalchemy.orm import Session
 
 from message_bus.storage import statements
+from message_bus.storage.logs import OUTBOX_LOG
 from message_bus.storage.preconditions import reader_settings
-from message_bus.storage.tables import OUTBOX_LOG, MessageBusTables
+from message_bus.storage.tables import MessageBusTables
 
 BATCH = 1_000  # rows
 

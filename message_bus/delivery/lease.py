@@ -21,7 +21,8 @@ from sqlalchemy.orm import Session
 from message_bus.delivery.subscription import Subscription
 from message_bus.errors import LeaseLost, SettingsError
 from message_bus.storage import statements
-from message_bus.storage.tables import ACTIVE, IDLE, OUTBOX_LOG, MessageBusTables
+from message_bus.storage.logs import OUTBOX_LOG
+from message_bus.storage.tables import ACTIVE, IDLE, MessageBusTables
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,7 +20,8 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from message_bus.delivery.subscription import Subscription
 from message_bus.errors import LeaseLost, SettingsError
 from message_bus.storage import statements
-from message_bus.storage.tables import ACTIVE, IDLE, OUTBOX_LOG, MessageBusTables
+from message_bus.storage.logs import OUTBOX_LOG
+from message_bus.storage.tables import ACTIVE, IDLE, MessageBusTables
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,8 +18,8 @@ from message_bus import MessageBusTables
 from message_bus.demo.handlers import PRINTER_JAMS_EVERY, WAREHOUSE_STUMBLES_EVERY, NoTaxRate, gross
 from message_bus.demo.models import Invoice, Order, Product, Refusal, Reservation, Status
 from message_bus.demo.orders import DUPLICATE, BadRow, OrderRow, ProductRow
-from message_bus.storage.tables import DEAD, DELIVERED
-from message_bus.storage.views import outbox_delivery
+from message_bus.storage.tables import DEAD
+from message_bus.storage.views import DELIVERED, outbox_delivery
 
 WAREHOUSE: Final = "warehouse"
 PRINTER: Final = "printer"

@@ -8,7 +8,8 @@ from dataclasses import fields
 
 from message_bus.demo.ledger import PRINTER, WAREHOUSE, DeadLetter, Ledger
 from message_bus.demo.models import Status
-from message_bus.storage.tables import DEAD, DELIVERED
+from message_bus.storage.tables import DEAD
+from message_bus.storage.views import DELIVERED
 
 _MOST_LINES = 20
 

@@ -15,8 +15,8 @@ from typing import Final
 from sqlalchemy import Text, bindparam, text
 from sqlalchemy.engine import Connection
 
-from message_bus.storage.logs import log_table, quoted_name
-from message_bus.storage.tables import OUTBOX_LOG, MessageBusTables
+from message_bus.storage.logs import OUTBOX_LOG, quoted_name
+from message_bus.storage.tables import MessageBusTables
 
 # A prepared transaction is nobody's session: the xid that its virtual transaction has locked leads to its name.
 _HOLDERS: Final = text("""
@@ -71,7 +71,7 @@ def holders(connection: Connection, tables: MessageBusTables, log: str = OUTBOX_
     """Who else holds the log's watermark right now, the oldest first; empty on SQLite, where nobody can."""
     if connection.dialect.name != "postgresql":
         return []
-    name = quoted_name(connection, log_table(tables, log))
+    name = quoted_name(connection, tables.log_table(log))
     return [
         Holder(
             transaction=row.transaction,

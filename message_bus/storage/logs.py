@@ -1,6 +1,4 @@
-"""Which table a log is, and how a connection calls it. Used by whatever speaks about a log in catalog
-queries.
-"""
+"""What logs are called, and how a connection calls their tables. Used by whatever speaks about a log in catalog queries."""
 
 from __future__ import annotations
 
@@ -9,22 +7,11 @@ from typing import Final
 from sqlalchemy import Table
 from sqlalchemy.engine import Connection
 
-from message_bus.errors import SettingsError
-from message_bus.storage.tables import OUTBOX_LOG, MessageBusTables
+OUTBOX_LOG: Final = "outbox"
+"""The name of the outbox among the logs."""
 
 POSITION: Final = "position"
 """The column that orders every log."""
-
-
-def log_table(tables: MessageBusTables, log: str = OUTBOX_LOG) -> Table:
-    """The table of the log with this name.
-
-    Raises: SettingsError if there is no such log.
-    """
-    logs = {OUTBOX_LOG: tables.outbox}
-    if log not in logs:
-        raise SettingsError("log", [f"{log!r} is not a log (there are: {', '.join(map(repr, logs))})"])
-    return logs[log]
 
 
 def schema_of(connection: Connection, table: Table) -> str | None:

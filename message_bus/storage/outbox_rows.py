@@ -12,7 +12,8 @@ from typing import Any
 from sqlalchemy import ColumnElement, Select, and_, case, exists, func, select
 from sqlalchemy.sql.expression import literal
 
-from message_bus.storage.tables import IDLE, OUTBOX_LOG, MessageBusTables
+from message_bus.storage.logs import OUTBOX_LOG
+from message_bus.storage.tables import IDLE, MessageBusTables
 from message_bus.storage.views import partition_of
 
 _COLUMNS = ("id", "type", "message", "version", "key", "payload", "meta", "headers", "created_at")

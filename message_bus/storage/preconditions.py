@@ -13,9 +13,9 @@ from sqlalchemy import Text, bindparam, text
 from sqlalchemy.engine import Connection
 
 from message_bus.errors import SchemaError, UnsupportedDatabase
-from message_bus.storage.logs import POSITION, log_table, quoted_name, schema_of
+from message_bus.storage.logs import OUTBOX_LOG, POSITION, quoted_name, schema_of
 from message_bus.storage.requirements import LogFacts, faults_of, faults_of_reader, unsupported_server
-from message_bus.storage.tables import OUTBOX_LOG, MessageBusTables
+from message_bus.storage.tables import MessageBusTables
 
 READER_SETTINGS: Final = ("SET LOCAL row_security = off",)
 
@@ -57,7 +57,7 @@ def check_log(connection: Connection, tables: MessageBusTables, log: str = OUTBO
 
     Raises: UnsupportedDatabase, with every fault and its remedy; SchemaError if there is no such table.
     """
-    table = log_table(tables, log)
+    table = tables.log_table(log)
     match connection.dialect.name:
         case "postgresql":
             faults = _faults_on_postgresql(connection, quoted_name(connection, table))

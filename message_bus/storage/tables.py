@@ -30,7 +30,9 @@ from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.sql.elements import conv
 
 from message_bus.errors import SettingsError
+from message_bus.storage.logs import OUTBOX_LOG
 from message_bus.storage.types import Position, UtcDateTime, utc_now
+from message_bus.storage.views import attach
 
 COMMAND: Final = "COMMAND"
 EVENT: Final = "EVENT"
@@ -48,12 +50,6 @@ ACTIVE: Final = "active"
 IDLE: Final = "idle"  # made on a log with history and told no place to start from
 PAUSED: Final = "paused"
 SUBSCRIPTION_STATES: Final = (ACTIVE, IDLE, PAUSED)
-
-# what the view outbox_delivery says besides the delivery states
-WAITING: Final = "waiting"
-DELIVERED: Final = "delivered"
-
-OUTBOX_LOG: Final = "outbox"
 
 _IDENTIFIER = re.compile(r"[a-z_][a-z0-9_]*\Z")
 _LONGEST_SUFFIX = "subscription_log_state_check"
@@ -106,8 +102,6 @@ class MessageBusTables:
         self.delivery: Table = self._existing("delivery") if known is not None else self._delivery()
         self.inbox: Table = self._existing("inbox") if known is not None else self._inbox()
         if known is None:
-            from message_bus.storage.views import attach  # here: views.py needs this module first
-
             attach(self)
 
     def __repr__(self) -> str:
@@ -117,6 +111,16 @@ class MessageBusTables:
     def all(self) -> tuple[Table, ...]:
         """Every table of this set, in an order in which they can be made."""
         return self.outbox, self.schedule, self.log, self.subscription, self.delivery, self.inbox
+
+    def log_table(self, log: str = OUTBOX_LOG) -> Table:
+        """The table of the log with this name.
+
+        Raises: SettingsError if there is no such log.
+        """
+        logs = {OUTBOX_LOG: self.outbox}
+        if log not in logs:
+            raise SettingsError("log", [f"{log!r} is not a log (there are: {', '.join(map(repr, logs))})"])
+        return logs[log]
 
     def qualified(self, name: str) -> str:
         """The full name of the table or view with this short name, as MetaData spells it (unquoted)."""

@@ -10,7 +10,7 @@ does not see views: a migration written by it calls `create_view(op.get_bind(), 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final, Protocol
 
 from sqlalchemy import Connection, MetaData, Select, Table, case, event, func, inspect, literal, select
 from sqlalchemy.ext.compiler import compiles
@@ -19,14 +19,25 @@ from sqlalchemy.sql.compiler import DDLCompiler
 from sqlalchemy.sql.elements import ColumnElement
 from sqlalchemy.sql.selectable import FromClause
 
-from message_bus.storage.logs import schema_of
-from message_bus.storage.tables import DELIVERED, OUTBOX_LOG, WAITING
+from message_bus.storage.logs import OUTBOX_LOG, schema_of
 
-if TYPE_CHECKING:
-    from message_bus.storage.tables import MessageBusTables
+# what the view says besides the states of delivery rows
+WAITING: Final = "waiting"
+DELIVERED: Final = "delivered"
 
 VIEW: Final = "outbox_delivery"
 VIEW_COLUMNS: Final = ("position", "id", "message", "subscription", "state")
+
+
+class Tables(Protocol):
+    """What the view needs of `MessageBusTables`."""
+
+    metadata: MetaData
+    schema: str | None
+    prefix: str
+    outbox: Table
+    subscription: Table
+    delivery: Table
 
 
 def partition_of(outbox: FromClause, partitions: ColumnElement[int]) -> ColumnElement[int]:
@@ -34,7 +45,7 @@ def partition_of(outbox: FromClause, partitions: ColumnElement[int]) -> ColumnEl
     return func.coalesce(outbox.c.key_hash, outbox.c.position) % partitions
 
 
-def outbox_delivery(tables: MessageBusTables) -> Select[*tuple[Any, ...]]:
+def outbox_delivery(tables: Tables) -> Select[*tuple[Any, ...]]:
     """The query behind the view: one row per outbox row and subscription, whatever its number of partitions."""
     outbox, subscription, delivery = (
         tables.outbox.alias("o"),
@@ -66,30 +77,30 @@ def outbox_delivery(tables: MessageBusTables) -> Select[*tuple[Any, ...]]:
 class CreateView(ExecutableDDLElement):
     """DDL that makes the view; on PostgreSQL it replaces an older one and keeps its grants. `op.execute` takes it too."""
 
-    def __init__(self, tables: MessageBusTables) -> None:
+    def __init__(self, tables: Tables) -> None:
         self.tables = tables
 
 
 class DropView(ExecutableDDLElement):
     """DDL that drops the view if it is there."""
 
-    def __init__(self, tables: MessageBusTables) -> None:
+    def __init__(self, tables: Tables) -> None:
         self.tables = tables
 
 
-def create_view(connection: Connection, tables: MessageBusTables) -> None:
+def create_view(connection: Connection, tables: Tables) -> None:
     """Make the view, or make it anew. Runs in the caller's transaction: `create_view(op.get_bind(), tables)`."""
     if connection.dialect.name != "postgresql":  # only PostgreSQL can replace a view in place
         drop_view(connection, tables)
     connection.execute(CreateView(tables))
 
 
-def drop_view(connection: Connection, tables: MessageBusTables) -> None:
+def drop_view(connection: Connection, tables: Tables) -> None:
     """Drop the view if it is there. Runs in the caller's transaction; call it before dropping the tables."""
     connection.execute(DropView(tables))
 
 
-def attach(tables: MessageBusTables) -> None:
+def attach(tables: Tables) -> None:
     """Let `create_all` on this metadata make the view, and dropping any of the tables it reads drop it first."""
     sources = (tables.outbox, tables.subscription, tables.delivery)
 
@@ -109,7 +120,7 @@ def attach(tables: MessageBusTables) -> None:
         event.listen(source, "before_drop", before_drop)
 
 
-def _is_missing(connection: Connection, tables: MessageBusTables, sources: Iterable[Table]) -> bool:
+def _is_missing(connection: Connection, tables: Tables, sources: Iterable[Table]) -> bool:
     inspector, schema = inspect(connection), schema_of(connection, tables.outbox)
     if inspector.has_table(f"{tables.prefix}{VIEW}", schema):
         return False
@@ -118,12 +129,12 @@ def _is_missing(connection: Connection, tables: MessageBusTables, sources: Itera
     )  # `tables=` may have named others
 
 
-def _view_name(tables: MessageBusTables, compiler: DDLCompiler) -> str:
+def _view_name(tables: Tables, compiler: DDLCompiler) -> str:
     # a Table, because only those have their schema translated
     return compiler.preparer.format_table(Table(f"{tables.prefix}{VIEW}", MetaData(), schema=tables.schema))
 
 
-def _query(tables: MessageBusTables, compiler: DDLCompiler) -> str:
+def _query(tables: Tables, compiler: DDLCompiler) -> str:
     return compiler.sql_compiler.process(outbox_delivery(tables), literal_binds=True)
 
 

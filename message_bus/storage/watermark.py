@@ -18,10 +18,10 @@ from collections.abc import Callable
 from sqlalchemy.engine import Connection
 
 from message_bus._compat import Lock, on_sync_connection
-from message_bus.storage.logs import log_table
+from message_bus.storage.logs import OUTBOX_LOG
 from message_bus.storage.looking import take_look
 from message_bus.storage.settled import Look, Remembered
-from message_bus.storage.tables import OUTBOX_LOG, MessageBusTables
+from message_bus.storage.tables import MessageBusTables
 
 
 class Watermark:
@@ -36,7 +36,7 @@ class Watermark:
         self, tables: MessageBusTables, *, log: str = OUTBOX_LOG, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self.log = log
-        self._table = log_table(tables, log)
+        self._table = tables.log_table(log)
         self._clock = clock
         self._remembered = Remembered()
         self._lock = Lock()

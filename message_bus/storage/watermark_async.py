@@ -17,10 +17,10 @@ from collections.abc import Callable
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from message_bus._compat import AsyncLock, on_sync_connection_async
-from message_bus.storage.logs import log_table
+from message_bus.storage.logs import OUTBOX_LOG
 from message_bus.storage.looking import take_look
 from message_bus.storage.settled import Look, Remembered
-from message_bus.storage.tables import OUTBOX_LOG, MessageBusTables
+from message_bus.storage.tables import MessageBusTables
 
 
 class AsyncWatermark:
@@ -35,7 +35,7 @@ class AsyncWatermark:
         self, tables: MessageBusTables, *, log: str = OUTBOX_LOG, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self.log = log
-        self._table = log_table(tables, log)
+        self._table = tables.log_table(log)
         self._clock = clock
         self._remembered = Remembered()
         self._lock = AsyncLock()

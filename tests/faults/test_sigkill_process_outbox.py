@@ -25,9 +25,8 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from message_bus.cli.options import DATABASE_URL_VARIABLE
-from message_bus.storage.tables import DELIVERED
 from message_bus.storage.types import utc_now
-from message_bus.storage.views import outbox_delivery
+from message_bus.storage.views import DELIVERED, outbox_delivery
 from tests.faults import shop
 from tests.faults.history import Effect, History, problems
 from tests.faults.placing import place

@@ -146,6 +146,21 @@ def test_savepoints_of_the_session_on_an_outer_connection(room: Room) -> None:
 
 
 @under_every_driver
+def test_what_the_outer_commit_has_written_is_done(room: Room) -> None:
+    """L5: the session's savepoint, open at the outer commit and rolled back later, does not bring a message back."""
+    with room.engine.connect() as connection:
+        transaction = connection.begin()
+        with Session(connection, join_transaction_mode="rollback_only") as session:
+            room.register(session, "A")
+            nested = session.begin_nested()
+            transaction.commit()
+            nested.rollback()
+            assert pending(session) == 0
+            session.commit()
+    assert room.stored() == ["A"]
+
+
+@under_every_driver
 def test_a_core_connection_writes_at_registration(room: Room) -> None:
     """L5: without a session there is nothing to wait for; savepoints and rollbacks of the connection just work."""
     with room.engine.connect() as connection:

@@ -15,16 +15,8 @@ from message_bus.repositories.late_writing import pending
 from message_bus.repositories.outbox_message import OutboxMessage
 from message_bus.repositories.sqlalchemy import SQLAlchemyOutBoxRepo
 from message_bus.repositories.sqlalchemy_async import AsyncSQLAlchemyOutBoxRepo
-from message_bus.storage.tables import (
-    ACTIVE,
-    DEAD,
-    HELD,
-    IDLE,
-    OUTBOX_LOG,
-    PAUSED,
-    RETRYING,
-    MessageBusTables,
-)
+from message_bus.storage.logs import OUTBOX_LOG
+from message_bus.storage.tables import ACTIVE, DEAD, HELD, IDLE, PAUSED, RETRYING, MessageBusTables
 from tests.late_writing.conftest import message
 
 
