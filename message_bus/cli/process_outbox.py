@@ -19,19 +19,16 @@ from typing import Final
 import click
 from sqlalchemy import create_engine
 from sqlalchemy.engine import URL
-from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from sqlalchemy.orm import Session
 
 from message_bus.bus.abc import AsyncMessageBusABC, MessageBusABC
 from message_bus.cli.application import load_bus
 from message_bus.cli.options import DATABASE_URL_VARIABLE, reported, tables_of, tables_options
 from message_bus.delivery.process import process_outbox as run
-from message_bus.delivery.process_async import process_outbox_async as run_async
 from message_bus.delivery.report import OutboxReport, SubscriptionReport
 from message_bus.delivery.verdicts import error_text, traceback_text
 from message_bus.errors import SettingsError
 from message_bus.repositories.sqlalchemy import SQLAlchemyOutBoxRepo
-from message_bus.repositories.sqlalchemy_async import AsyncSQLAlchemyOutBoxRepo
 from message_bus.storage.schema import check_schema
 from message_bus.storage.sqlite import configure_sqlite
 from message_bus.storage.tables import MessageBusTables
@@ -179,6 +176,14 @@ def _process(bus: MessageBusABC | AsyncMessageBusABC, url: URL, step: _Step) -> 
 
 
 async def _process_async(bus: AsyncMessageBusABC, url: URL, step: _Step) -> OutboxReport:
+    from sqlalchemy.ext.asyncio import (
+        AsyncSession,
+        create_async_engine,
+    )  # needs greenlet, which sync users need not have
+
+    from message_bus.delivery.process_async import process_outbox_async as run_async
+    from message_bus.repositories.sqlalchemy_async import AsyncSQLAlchemyOutBoxRepo
+
     engine = create_async_engine(url.set(drivername=_ASYNC_DRIVERS.get(url.drivername, url.drivername)))
     if engine.dialect.name == "sqlite":
         configure_sqlite(engine)
