@@ -46,7 +46,10 @@ load: $(VENV)/.test  ## Write and read at full speed for a while: nothing lost, 
 	$(BIN)/python -m pytest -m load -s --timeout 1800 $(TESTS) $(ARGS)
 
 bench: $(VENV)/.test  ## Measure against floors taken in the same run
-	$(BIN)/python -m pytest -m bench -s --timeout 1800 -p no:randomly $(TESTS) $(ARGS)
+	$(BIN)/python -m tests.architecture.bench_import
+	$(BIN)/python -m tests.messages.bench_codec
+	$(BIN)/python -m tests.bus.bench_dispatch
+	$(BIN)/python -m tests.late_writing.bench_writing $(ARGS)
 
 check: check-format check-lint check-twins check-imports check-mypy check-pyright  ## All checks (-k: go on after one)
 
@@ -69,7 +72,7 @@ check-pyright: $(VENV)/.lint  ## Types, by pyright
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
 fast: $(VENV)/.test  ## Run the tests that need no PostgreSQL and are not slow
-	$(BIN)/python -m pytest $(PYTEST_FLAGS) -m "not postgresql and not slow and not faults and not load and not bench" $(TESTS) $(ARGS)
+	$(BIN)/python -m pytest $(PYTEST_FLAGS) -m "not postgresql and not slow and not faults and not load" $(TESTS) $(ARGS)
 
 format: $(VENV)/.test  ## Format the code and repair what ruff can
 	$(BIN)/ruff check --fix-only --quiet .

@@ -16,8 +16,8 @@ import sqlalchemy as sa
 from sqlalchemy import event
 
 from message_bus.errors import WiringError
-from message_bus.repositories.late_writing import encoded
 from message_bus.repositories.outbox_message import OutboxMessage
+from message_bus.repositories.waiting import encoded
 from message_bus.storage.record import Record
 from message_bus.storage.tables import MessageBusTables
 from message_bus.storage.writer import insert
@@ -61,6 +61,14 @@ def held_rows(connection: sa.Connection, tables: MessageBusTables) -> list[Outbo
     if held is None:
         return []
     return [row for known, _, row in held.entries if known.qualified("") == tables.qualified("")]
+
+
+def count_held(connection: sa.Connection) -> int:
+    """How many messages wait on the connection."""
+    if connection.closed or connection.invalidated:
+        return 0
+    held = _held_on(connection)
+    return 0 if held is None else len(held.entries)
 
 
 def _held_on(connection: sa.Connection) -> _Held | None:

@@ -18,10 +18,10 @@ from sqlalchemy.exc import InvalidRequestError
 from sqlalchemy.orm import Session, SessionTransaction
 from sqlalchemy.util import concurrency
 
-from message_bus.errors import InvalidOutboxMessage, UnwrittenMessages
+from message_bus.errors import UnwrittenMessages
+from message_bus.repositories.connection_writing import count_held
 from message_bus.repositories.outbox_message import OutboxMessage
-from message_bus.repositories.waiting import Bind, Entry, Waiting, clause_for
-from message_bus.storage.record import Record, encode
+from message_bus.repositories.waiting import Bind, Entry, Waiting, clause_for, encoded
 from message_bus.storage.tables import MessageBusTables
 
 _KEY: Final = "message_bus.waiting"  # in Session.info
@@ -69,9 +69,10 @@ def flush(session: Session) -> None:
 
 
 def pending(session: Session) -> int:
-    """How many messages are registered on the session and not yet written."""
+    """How many messages are registered on the session, or on the connection it is bound to, and not yet written."""
     waiting: Waiting | None = session.info.get(_KEY)
-    return 0 if waiting is None else sum(1 for _ in waiting.unwritten())
+    count = 0 if waiting is None else sum(1 for _ in waiting.unwritten())
+    return count + (count_held(session.bind) if isinstance(session.bind, sa.Connection) else 0)
 
 
 def waiting_rows(session: Session, tables: MessageBusTables) -> list[OutboxMessage]:
@@ -82,14 +83,13 @@ def waiting_rows(session: Session, tables: MessageBusTables) -> list[OutboxMessa
     return [each.row for each in waiting.unwritten() if each.tables.qualified("") == tables.qualified("")]
 
 
-def encoded(row: OutboxMessage) -> Record:
-    """The row as it will be stored. Raises: InvalidOutboxMessage for what is not a row, or does not fit (L6)."""
-    if not isinstance(row, OutboxMessage):
-        raise InvalidOutboxMessage(
-            f"{type(row).__name__!r} is not an OutboxMessage (build rows with repo.get_model(), "
-            "or let bus.register_outbox_message() build them)"
-        )
-    return encode(row)
+def session_on(connection: sa.Connection) -> Session | None:
+    """The session that has begun the transaction of this connection, if one has."""
+    holder = connection.info.get(_HOLDER)
+    if holder is None or holder[1]() is not connection:
+        return None
+    session: Session | None = holder[0]()
+    return session
 
 
 def _ensure_begun(session: Session) -> None:
@@ -154,7 +154,7 @@ def _after_commit(session: Session) -> None:
         waiting.hand_over(nested)
         return
     waiting.ended = waiting.root
-    if left := pending(session):
+    if left := sum(1 for _ in waiting.unwritten()):
         raise _unwritten(left)
 
 
@@ -201,10 +201,7 @@ def _put_gate(engine: sa.Engine) -> None:
 
 def _gate(connection: sa.Connection) -> None:
     """Stop a COMMIT that no before_commit has announced, e.g. `session.connection().commit()`."""
-    holder = connection.info.get(_HOLDER)
-    if holder is None or holder[1]() is not connection:
-        return
-    session: Session | None = holder[0]()
+    session = session_on(connection)
     waiting: Waiting | None = None if session is None else session.info.get(_KEY)
     if waiting is None:
         return

@@ -17,8 +17,9 @@ import sqlalchemy as sa
 from sqlalchemy import event
 from sqlalchemy.orm import Session, SessionTransaction
 
+from message_bus.errors import InvalidOutboxMessage
 from message_bus.repositories.outbox_message import OutboxMessage
-from message_bus.storage.record import Record
+from message_bus.storage.record import Record, encode
 from message_bus.storage.tables import MessageBusTables
 from message_bus.storage.writer import insert
 
@@ -29,6 +30,16 @@ Bind = sa.Engine | sa.Connection
 def clause_for(outbox: sa.Table) -> sa.Insert:
     """What `Session.get_bind` is asked with: an INSERT, so that routing sessions see a write."""
     return sa.insert(outbox)
+
+
+def encoded(row: OutboxMessage) -> Record:
+    """The row as it will be stored. Raises: InvalidOutboxMessage for what is not a row, or does not fit (L6)."""
+    if not isinstance(row, OutboxMessage):
+        raise InvalidOutboxMessage(
+            f"{type(row).__name__!r} is not an OutboxMessage (build rows with repo.get_model(), "
+            "or let bus.register_outbox_message() build them)"
+        )
+    return encode(row)
 
 
 class Entry:

@@ -34,7 +34,7 @@ _LOST: Final = ("closed", "lost", "does not exist")
 def is_outage(error: BaseException) -> bool:
     """Is it the database's fault, so that nothing needs to change before the next attempt?
 
-    Looks through what wraps the driver's error: SQLAlchemy's `orig`, and the cause of `raise … from …`.
+    Looks through what wraps the driver's error: SQLAlchemy's `orig`, the cause of `raise … from …`, exception groups.
     """
     return any(_says_outage(each) for each in _chain(error))
 
@@ -48,6 +48,9 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
             seen.add(id(each))
             yield each
             waiting += [each.__cause__, getattr(each, "orig", None)]
+            if isinstance(each, BaseExceptionGroup):
+                # after an outage the other handlers of an event fail of it
+                waiting += each.exceptions
 
 
 def _says_outage(error: BaseException) -> bool:
@@ -69,7 +72,7 @@ def _has_no_connection(error: BaseException) -> bool:
         return True
     if ("sqlalchemy", "TimeoutError") in kinds:  # the pool has no connection to give
         return True
-    text = str(error)
-    # InterfaceError is also what drivers say of wrong arguments
-    is_interface = any(name == "InterfaceError" for _, name in kinds)
-    return is_interface and "connection" in text and any(word in text for word in _LOST)
+    if not any(name == "InterfaceError" for _, name in kinds):
+        return False
+    text = str(error)  # an InterfaceError is also what drivers say of wrong arguments
+    return "connection" in text and any(word in text for word in _LOST)

@@ -13,6 +13,7 @@ from sqlalchemy import Text, bindparam, text
 from sqlalchemy.engine import Connection
 
 from message_bus.errors import SchemaError, UnsupportedDatabase
+from message_bus.storage.insert_dialects import database_of
 from message_bus.storage.logs import OUTBOX_LOG, POSITION, quoted_name, schema_of
 from message_bus.storage.requirements import LogFacts, faults_of, faults_of_reader, unsupported_server
 from message_bus.storage.tables import MessageBusTables
@@ -20,6 +21,11 @@ from message_bus.storage.tables import MessageBusTables
 READER_SETTINGS: Final = ("SET LOCAL row_security = off",)
 
 _SERVER: Final = "SELECT version(), current_setting('server_version_num')"
+
+_SQLITE_AUTOCOMMIT: Final = (
+    "it is in AUTOCOMMIT, so progress and effects would not be committed together (use configure_sqlite(engine), "
+    "or an engine without isolation_level)"
+)
 
 _READER: Final = "SELECT current_setting('transaction_isolation'), pg_is_in_recovery()"
 
@@ -75,6 +81,8 @@ def check_reader(connection: Connection) -> None:
 
     Raises: UnsupportedDatabase, with every fault and its remedy.
     """
+    if connection.dialect.name == "sqlite" and database_of(connection.dialect).is_autocommit(connection):
+        _refuse("this connection cannot read a log safely", [_SQLITE_AUTOCOMMIT])
     if connection.dialect.name != "postgresql":
         return
     isolation, is_standby = connection.execute(text(_READER)).one()

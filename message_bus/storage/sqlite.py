@@ -57,6 +57,10 @@ def _connect(dbapi_connection: Any, _record: object, *, milliseconds: int) -> No
     if getattr(dbapi_connection, "autocommit", _LEGACY_TRANSACTION_CONTROL) != _LEGACY_TRANSACTION_CONTROL:
         dbapi_connection.autocommit = _LEGACY_TRANSACTION_CONTROL
     dbapi_connection.isolation_level = None
+    if getattr(dbapi_connection, "driver_connection", dbapi_connection).in_transaction:
+        raise SettingsError(
+            "configure_sqlite", ["the driver begins transactions itself (leave out autocommit=False)"]
+        )
     cursor = dbapi_connection.cursor()
     cursor.execute(f"PRAGMA busy_timeout = {milliseconds}")
     cursor.execute("PRAGMA journal_mode")

@@ -35,6 +35,7 @@ from message_bus.storage.insert_dialects import _PostgreSQL, _SQLite, database_o
 from message_bus.storage.record import encode
 from message_bus.storage.sqlite import configure_sqlite
 from message_bus.storage.tables import MessageBusTables
+from tests.servers import PostgreSQL
 
 TABLES = MessageBusTables()
 PAYLOAD = b'{"order_id":4711,"customer":"c-17","lines":[1,2,3],"total":"19.90","currency":"EUR","note":null,"gift":false}'
@@ -234,12 +235,21 @@ def main(arguments: list[str] | None = None) -> int:
     """Measure and print; 0 if every goal is met."""
     parser = argparse.ArgumentParser(description="What a message costs the writer.")
     parser.add_argument("--rounds", type=int, default=400)
-    parser.add_argument("--database-url", default="postgresql+psycopg://root@127.0.0.1/postgres")
+    parser.add_argument("--database-url", help="default: a throw-away server")
     given = parser.parse_args(arguments)
+    server = None if given.database_url else PostgreSQL.start()
+    try:
+        return _measure(server.url if server else given.database_url, given.rounds)
+    finally:
+        if server:
+            server.remove()
+
+
+def _measure(database_url: str, rounds: int) -> int:
     print(f"{platform.platform()}, {platform.processor() or platform.machine()}, Python {platform.python_version()}, "
           f"SQLAlchemy {sa.__version__}, {datetime.now(UTC):%Y-%m-%d}")  # fmt: skip
     met = True
-    with own_database(sa.make_url(given.database_url)) as engine:
+    with own_database(sa.make_url(database_url)) as engine:
         print(prepare(engine))
         # an engine for each way: its own connection and server process, and the floor without our listeners
         engines = [sa.create_engine(engine.url) for _ in range(6)]
@@ -254,7 +264,7 @@ def main(arguments: list[str] | None = None) -> int:
                 "the same row: Core insert() by hand": business(engines[4], through_core),
             },
             {"registered, written before commit": 1.25},
-            given.rounds,
+            rounds,
         )
         met &= report(
             "100 messages in one transaction",
@@ -263,7 +273,7 @@ def main(arguments: list[str] | None = None) -> int:
                 "100 x registered, written before commit": many(engine, 100),
             },
             {"100 x registered, written before commit": 2.0},
-            given.rounds // 2,
+            rounds // 2,
         )
         for each in engines:
             each.dispose()
@@ -280,13 +290,13 @@ def main(arguments: list[str] | None = None) -> int:
                 "registered on a session": many(engine, 1),
             },
             {"writer on a connection": 1.4},
-            given.rounds * 4,
+            rounds * 4,
         )
         met &= report(
             "SQLite (WAL): one row beside an ORM transaction",
             {"the transaction without it": business(plain), "registered": business(engine, register)},
             {},
-            given.rounds * 4,
+            rounds * 4,
         )
         plain.dispose()
         engine.dispose()

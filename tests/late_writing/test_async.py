@@ -156,6 +156,8 @@ async def test_a_repository_on_an_async_connection(
             repo.add(message("too early"))
         async with connection.begin():
             repo.add(message("A"))
+            async with AsyncSession(connection) as session:
+                assert pending(session.sync_session) == 1  # what process_outbox looks at
             assert [row.message for row in await repo.list_unprocessed()] == ["A"]
             repo.add(message("B"))
         await connection.begin()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from datetime import timedelta
 from pathlib import Path
@@ -132,6 +133,24 @@ def test_a_database_in_memory() -> None:
     with engine.connect() as connection:
         assert connection.exec_driver_sql("SELECT count(*) FROM t").scalar() == 0
     engine.dispose()
+
+
+@pytest.mark.skipif(
+    sys.version_info < (3, 12), reason="sqlite3 has the autocommit attribute from Python 3.12"
+)
+@under_every_driver
+def test_a_driver_that_begins_by_itself(room: Room) -> None:
+    """autocommit=False lets the driver begin, DEFERRED: switched off where it can be (sqlite3), else refused (aiosqlite)."""
+    engine = room.make_engine(connect_args={"autocommit": False})
+    if engine.driver == "aiosqlite":
+        with pytest.raises(SettingsError, match="autocommit=False"):
+            engine.connect()
+    else:
+        seen = room.statements(engine)
+        with engine.begin() as connection:
+            connection.execute(sa.insert(Order).values(customer="c"))
+        assert seen[0] == "BEGIN IMMEDIATE"
+        assert room.orders() == 1
 
 
 def test_what_is_refused() -> None:

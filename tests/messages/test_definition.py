@@ -22,7 +22,6 @@ from message_bus.errors import (
     SettingsError,
 )
 from message_bus.messages import Command, Event, Message, definition_of
-from tests.messages.bench_codec import measure
 
 
 class Level(Enum):
@@ -239,12 +238,3 @@ def test_the_methods_are_there_for_every_message() -> None:
     """`serialize` and `deserialize` belong to `Message` itself."""
     assert Message.serialize(OrderPlaced(1)) == {"order_id": 1}
     assert OrderPlaced.deserialize({"order_id": 1}) == OrderPlaced(1)
-
-
-@pytest.mark.bench
-def test_the_codec_keeps_to_its_budget() -> None:
-    """Encoding and decoding cost at most 1.5 times msgspec's, an instance what a dataclass instance costs."""
-    figures = measure()
-    assert figures["encode"].ratio <= 1.5
-    assert figures["decode"].ratio <= 1.5
-    assert figures["make"].ratio <= 1.15
