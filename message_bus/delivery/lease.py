@@ -159,13 +159,17 @@ class Lease:
         self.at = at
         self.claimed_at = claimed_at
         self.taken_over = taken_over
-        self._tables = tables
+        self._lock = statements.lock_mine(tables)
+        self._look = statements.look_mine(tables)
+        self._advance = statements.advance(tables)
+        self._renew = statements.renew(tables)
+        self._release = statements.release(tables)
         self._lease = lease
         self._me = {"subscription": settings.name, "part": partition, "my_epoch": epoch, "me": owner}
 
     def lock(self, session: Session) -> None:
         """Lock the partition's row, before delivery rows are read or changed (S3). Raises LeaseLost."""
-        row = session.execute(statements.lock_mine(self._tables), self._me).one_or_none()
+        row = session.execute(self._lock, self._me).one_or_none()
         if row is None or Position(row.position, row.revision) != self.at:
             raise LeaseLost(str(self.settings.name), self.partition)
 
@@ -175,7 +179,7 @@ class Lease:
         `self.at` changes only in `committed`, when the commit is known to have happened.
         """
         moved: CursorResult[Any] = session.execute(  # type: ignore[assignment]
-            statements.advance(self._tables),
+            self._advance,
             {
                 **self._me,
                 "from": self.at.position,
@@ -194,14 +198,14 @@ class Lease:
 
     def happened(self, session: Session, expected: Position) -> bool:
         """After a commit whose answer was lost: did it happen (S1)? Raises LeaseLost."""
-        row = session.execute(statements.look_mine(self._tables), self._me).one_or_none()
+        row = session.execute(self._look, self._me).one_or_none()
         if row is None:
             raise LeaseLost(str(self.settings.name), self.partition)
         return Position(row.position, row.revision) == expected
 
     def reload(self, session: Session) -> None:
         """Read where the partition stands: what was in hand is not known any more. Ends its transaction. Raises LeaseLost."""
-        row = session.execute(statements.look_mine(self._tables), self._me).one_or_none()
+        row = session.execute(self._look, self._me).one_or_none()
         session.commit()
         if row is None:
             raise LeaseLost(str(self.settings.name), self.partition)
@@ -210,13 +214,13 @@ class Lease:
     def renew(self, session: Session) -> bool:
         """Make the lease last from now; False if it is lost. Leaves the transaction open."""
         renewed: CursorResult[Any] = session.execute(  # type: ignore[assignment]
-            statements.renew(self._tables), {**self._me, "lease": self._lease.total_seconds()}
+            self._renew, {**self._me, "lease": self._lease.total_seconds()}
         )
         return renewed.rowcount == 1
 
     def release(self, session: Session) -> None:
         """Give the lease back; only with no batch in hand (S6). Leaves the transaction open."""
-        session.execute(statements.release(self._tables), self._me)
+        session.execute(self._release, self._me)
 
 
 def claim(

@@ -160,13 +160,17 @@ class AsyncLease:
         self.at = at
         self.claimed_at = claimed_at
         self.taken_over = taken_over
-        self._tables = tables
+        self._lock = statements.lock_mine(tables)
+        self._look = statements.look_mine(tables)
+        self._advance = statements.advance(tables)
+        self._renew = statements.renew(tables)
+        self._release = statements.release(tables)
         self._lease = lease
         self._me = {"subscription": settings.name, "part": partition, "my_epoch": epoch, "me": owner}
 
     async def lock(self, session: AsyncSession) -> None:
         """Lock the partition's row, before delivery rows are read or changed (S3). Raises LeaseLost."""
-        row = (await session.execute(statements.lock_mine(self._tables), self._me)).one_or_none()
+        row = (await session.execute(self._lock, self._me)).one_or_none()
         if row is None or Position(row.position, row.revision) != self.at:
             raise LeaseLost(str(self.settings.name), self.partition)
 
@@ -176,7 +180,7 @@ class AsyncLease:
         `self.at` changes only in `committed`, when the commit is known to have happened.
         """
         moved: CursorResult[Any] = await session.execute(  # type: ignore[assignment]
-            statements.advance(self._tables),
+            self._advance,
             {
                 **self._me,
                 "from": self.at.position,
@@ -195,14 +199,14 @@ class AsyncLease:
 
     async def happened(self, session: AsyncSession, expected: Position) -> bool:
         """After a commit whose answer was lost: did it happen (S1)? Raises LeaseLost."""
-        row = (await session.execute(statements.look_mine(self._tables), self._me)).one_or_none()
+        row = (await session.execute(self._look, self._me)).one_or_none()
         if row is None:
             raise LeaseLost(str(self.settings.name), self.partition)
         return Position(row.position, row.revision) == expected
 
     async def reload(self, session: AsyncSession) -> None:
         """Read where the partition stands: what was in hand is not known any more. Ends its transaction. Raises LeaseLost."""
-        row = (await session.execute(statements.look_mine(self._tables), self._me)).one_or_none()
+        row = (await session.execute(self._look, self._me)).one_or_none()
         await session.commit()
         if row is None:
             raise LeaseLost(str(self.settings.name), self.partition)
@@ -211,13 +215,13 @@ class AsyncLease:
     async def renew(self, session: AsyncSession) -> bool:
         """Make the lease last from now; False if it is lost. Leaves the transaction open."""
         renewed: CursorResult[Any] = await session.execute(  # type: ignore[assignment]
-            statements.renew(self._tables), {**self._me, "lease": self._lease.total_seconds()}
+            self._renew, {**self._me, "lease": self._lease.total_seconds()}
         )
         return renewed.rowcount == 1
 
     async def release(self, session: AsyncSession) -> None:
         """Give the lease back; only with no batch in hand (S6). Leaves the transaction open."""
-        await session.execute(statements.release(self._tables), self._me)
+        await session.execute(self._release, self._me)
 
 
 async def claim_async(
