@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from message_bus.repositories.outbox import OutBoxRepoABC
 from message_bus.repositories.outbox_message import OutboxMessage
+from message_bus.repositories.waiting import encoded
 
 
 class CollectingOutbox(OutBoxRepoABC):
@@ -18,4 +19,7 @@ class CollectingOutbox(OutBoxRepoABC):
         return OutboxMessage
 
     def _add(self, outbox_message: OutboxMessage) -> None:
+        encoded(
+            outbox_message
+        )  # what cannot be stored fails the handler that emits it, not the commit of a batch
         self.rows.append(outbox_message)

@@ -4,7 +4,7 @@
     due and held rows ──► new rows ──► due and held rows ──► ... nothing left
 
 In each pass the sequence of a key is kept (G3): a message whose key is blocked is recorded as held, and becomes
-runnable when it is the first row of its key. Two modes differ in how a group of messages is handled:
+runnable when those before it are done. Two modes differ in how a group of messages is handled:
 `TransactionalRun` on the session whose commit moves the checkpoint, `ConcurrentRun` outside of any transaction.
 Called by `process`; it never waits for a lease and never decides what a failure means (that is `verdicts`).
 """
@@ -30,9 +30,10 @@ from message_bus.delivery.ownership import forget_loaded, lent, write_everything
 from message_bus.delivery.patience import Patience
 from message_bus.delivery.reading import Job, Reader
 from message_bus.delivery.subscription import Subscription
-from message_bus.delivery.verdicts import Dead, Delivered, Outage, PassedOver, Retry, decide
+from message_bus.delivery.verdicts import Dead, Delivered, Outage, PassedOver, Retry, decide, single_errors
 from message_bus.errors import LeaseLost
 from message_bus.repositories.late_writing import buffer
+from message_bus.repositories.outbox_message import OutboxMessage
 from message_bus.repositories.sqlalchemy import SQLAlchemyOutBoxRepo
 from message_bus.storage.outages import is_outage
 from message_bus.storage.tables import MessageBusTables
@@ -59,7 +60,7 @@ class _Interrupted(Exception):
     """The database or something a handler needs was out of reach; nothing is counted (G8)."""
 
     def __init__(self, error: Exception, *, database: bool) -> None:
-        super().__init__(str(error))
+        super().__init__(type(error).__name__)
         self.error = error
         self.database = database
 
@@ -89,6 +90,7 @@ class Run:
         self._context = context
         self._sessions = sessions
         self._tally = Tally()
+        self._failed_here: set[int] = set()  # once a run is enough, even if the database's clock steps back
         self._limit: float = float("inf")
 
     def run(self, *, limit: int | None, patience: Patience) -> Tally:
@@ -119,10 +121,16 @@ class Run:
         """One pass over due rows and one over new ones: was there anything?"""
         try:
             due = self._reader.due(self._session, now=self._lease.claimed_at)
+            moved = False
+            waiting: set[str] = set()
             for job in due:
                 if not self._left():
                     return True
-                self._group((job,), set(), to=self._lease.at.position)
+                if job.position in self._failed_here or job.message.key in waiting:
+                    waiting |= {job.message.key} if job.message.key is not None else set()
+                    continue
+                moved = True
+                self._group((job,), waiting, to=self._lease.at.position)
             if not self._left():
                 return True
             batch = self._reader.new(self._session, self._lease, limit=self._fetch())
@@ -138,7 +146,7 @@ class Run:
         except BaseException:
             self._session.rollback()
             raise
-        return bool(due or batch.jobs)
+        return moved or bool(batch.jobs)
 
     def _fetch(self) -> int:
         return int(min(self._settings.fetch_size, self._limit - self._tally.tried))
@@ -188,8 +196,11 @@ class Run:
         )
         match verdict:
             case Outage():
-                raise _Interrupted(error, database=isinstance(error, SQLAlchemyError)) from error
+                raise _Interrupted(
+                    error, database=any(isinstance(each, SQLAlchemyError) for each in single_errors(error))
+                ) from error
             case Retry() | Dead():
+                self._failed_here.add(job.position)
                 self._log(job, verdict, error)
                 return Failed(job, error, verdict)
             case Delivered() | PassedOver():  # pragma: no cover  (decide() says these of no error only)
@@ -298,7 +309,10 @@ class TransactionalRun(Run):
             )
 
     def _one_by_one(self, jobs: Sequence[Job], blocked: set[str], *, to: int) -> int:
+        self._lease.reload(self._session)  # the commit may have happened, and its answer been lost (S1)
         for number, job in enumerate(jobs, 1):
+            if job.position <= self._lease.at.position:
+                continue
             self._group((job,), blocked, to=to if number == len(jobs) else job.position)
         return len(jobs)
 
@@ -310,47 +324,69 @@ class ConcurrentRun(Run):
         return self._settings.fetch_size
 
     def _group(self, jobs: Sequence[Job], blocked: set[str], *, to: int) -> int:
-        changes: list[Change] = []
-        handled: list[bool] = []
-        emitted = CollectingOutbox()
+        outcomes: list[Change | _Sent] = []
         interrupted: _Interrupted | None = None
-        done = 0
         for job in jobs:
             try:
-                if self._waits(job, blocked):
-                    changes.append(Held(job))
-                else:
-                    changes += self._outside(job, blocked, handled, emitted)
+                outcomes.append(Held(job) if self._waits(job, blocked) else self._outside(job, blocked))
             except _Interrupted as outage:
                 interrupted = outage
                 break
-            done += 1
+        done = len(outcomes)
         if done:
-            plain = plain_session(self._session)
-            for row in emitted.rows:
-                buffer(plain, self._tables, row)
-            on_sync_session(self._session, write_everything)
+            outcomes = [self._emit(each, blocked) for each in outcomes]
+            changes = [change for each in outcomes if (change := _change_of(each)) is not None]
             self._recorder.commit(self._session, changes, to=_end(jobs, done, to))
-        for each in handled:
-            self._count(each)
-        self._tally.tried += done - sum(isinstance(change, Held) for change in changes)
+        for each in outcomes:
+            if isinstance(each, _Sent):
+                self._count(each.handled)
+            self._tally.tried += not isinstance(each, Held)
         if interrupted is not None:
             raise interrupted
         return done
 
-    def _outside(
-        self, job: Job, blocked: set[str], handled: list[bool], emitted: CollectingOutbox
-    ) -> Sequence[Change]:
-        """Handle one message; what is to be recorded of it. Raises _Interrupted."""
-        mark = len(emitted.rows)
+    def _outside(self, job: Job, blocked: set[str]) -> Failed | _Sent:
+        """Handle one message; what a handler that fails has emitted is dropped. Raises _Interrupted."""
+        emitted = CollectingOutbox()
         try:
-            handled.append(self._call(job, sessions=self._sessions, outbox=emitted))
+            handled = self._call(job, sessions=self._sessions, outbox=emitted)
         except Exception as error:
-            del emitted.rows[mark:]  # what a failed handler emitted is dropped
-            failed = self._judge(job, error)
-            self._block(failed, blocked)
-            return (failed,)
-        return (Settled(job),) if job.state is not None else ()
+            return self._failed(job, error, blocked)
+        return _Sent(job, handled, emitted.rows)
+
+    def _emit(self, outcome: Change | _Sent, blocked: set[str]) -> Change | _Sent:
+        """Write what a handler emitted; rows that the database refuses fail their message only. Raises _Interrupted."""
+        if not isinstance(outcome, _Sent) or not outcome.rows:
+            return outcome
+        try:
+            with self._session.begin_nested():
+                for row in outcome.rows:
+                    buffer(plain_session(self._session), self._tables, row)
+                on_sync_session(self._session, write_everything)
+        except Exception as error:
+            return self._failed(outcome.job, error, blocked)
+        return outcome
+
+    def _failed(self, job: Job, error: Exception, blocked: set[str]) -> Failed:
+        failed = self._judge(job, error)
+        self._block(failed, blocked)
+        return failed
+
+
+@dataclass(frozen=True, slots=True)
+class _Sent:
+    """A message that was handled without a transaction, and what its handler emitted."""
+
+    job: Job
+    handled: bool
+    rows: Sequence[OutboxMessage]
+
+
+def _change_of(outcome: Change | _Sent) -> Change | None:
+    """What is to be recorded; nothing for a new message that was handled."""
+    if isinstance(outcome, _Sent):
+        return Settled(outcome.job) if outcome.job.state is not None else None
+    return outcome
 
 
 def _end(jobs: Sequence[Job], done: int, to: int) -> int:

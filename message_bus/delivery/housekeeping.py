@@ -7,15 +7,19 @@ One at a time per log, through the log's own row; whoever finds it taken leaves 
 
 from __future__ import annotations
 
+import logging
 from datetime import timedelta
+from typing import Any
 
-from sqlalchemy import text
+from sqlalchemy import CursorResult, text
 from sqlalchemy.orm import Session
 
 from message_bus.storage import statements
 from message_bus.storage.logs import OUTBOX_LOG
 from message_bus.storage.preconditions import reader_settings
 from message_bus.storage.tables import MessageBusTables
+
+logger = logging.getLogger("message_bus.delivery")
 
 BATCH = 1_000  # rows
 
@@ -28,12 +32,22 @@ def promote_due(session: Session, tables: MessageBusTables) -> int:
         if ids and _locked(session, tables):
             ids = session.scalars(statements.due_ids(tables), {"limit": BATCH}).all()
             if ids:
-                session.execute(statements.promote(tables), {"ids": ids})
+                dialect = session.connection().dialect.name
+                entered: CursorResult[Any] = session.execute(  # type: ignore[assignment]
+                    statements.promote(dialect, tables),
+                    {"ids": ids},
+                    execution_options={"preserve_rowcount": True},
+                )
                 session.execute(statements.unschedule(tables), {"ids": ids})
+                if entered.rowcount < len(ids):
+                    logger.warning(
+                        "%d delayed messages were left out: messages with their ids are in the outbox already",
+                        len(ids) - entered.rowcount,
+                    )
+                promoted += entered.rowcount
         else:
             ids = []
         session.commit()
-        promoted += len(ids)
         if len(ids) < BATCH:
             return promoted
 

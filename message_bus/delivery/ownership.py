@@ -1,8 +1,8 @@
 """Lends a session to a handler and guards it: only the subscription ends the transaction (S10, G5).
 
 While it is lent, `commit`, `rollback` and the like of that one Session object raise `SessionOwnedBySubscription`;
-savepoints (`begin_nested`) work as ever. A listener refuses to commit the SessionTransaction itself; rolling that
-back is found when the session comes back. One colour: it works on the Session, also on the one inside an AsyncSession.
+savepoints (`begin_nested`) work as ever. Listeners refuse to commit the SessionTransaction or the connection itself;
+rolling these back is found when the session comes back. One colour: the Session inside an AsyncSession is lent, too.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import NoReturn
 
-from sqlalchemy import event
+from sqlalchemy import Connection, Engine, event
 from sqlalchemy import inspect as inspect_entity
 from sqlalchemy.orm import Session
 
-from message_bus.errors import SessionOwnedBySubscription, UnflushedWork
+from message_bus.errors import SessionOwnedBySubscription, SettingsError, UnflushedWork
 from message_bus.repositories import late_writing
 
 _LENT = "message_bus.lent"  # in Session.info
@@ -34,6 +34,9 @@ def lent(session: Session) -> Iterator[None]:
     """Lend the session: begins its transaction if none is open; raises if it comes back in another one."""
     if not session.in_transaction():
         session.begin()
+    bind = session.bind
+    if isinstance(bind, Engine) and not event.contains(bind, "commit", _refuse_commit_of_connection):
+        event.listen(bind, "commit", _refuse_commit_of_connection)
     transaction = session.get_transaction()
     session.info[_LENT] = True
     for operation in _ENDING:
@@ -56,6 +59,13 @@ def _refuse_commit(session: Session) -> None:
 event.listen(Session, "before_commit", _refuse_commit, insert=True)
 
 
+def _refuse_commit_of_connection(connection: Connection) -> None:
+    """`session.connection().commit()` goes past the session: effects would stay without their checkpoint."""
+    session = late_writing.session_on(connection)
+    if session is not None and session.info.get(_LENT):
+        raise SessionOwnedBySubscription("commit")
+
+
 def write_everything(session: Session) -> None:
     """Flush entities and registered messages, so that the checkpoint is the last statement before COMMIT (S1)."""
     session.flush()
@@ -73,6 +83,23 @@ def refuse_unflushed(session: Session) -> None:
         raise UnflushedWork(
             "process_outbox commits, but messages registered on the session are not committed yet "
             "(commit or roll back first, or give it a session of its own)"
+        )
+
+
+def refuse_fragile(session: Session) -> None:
+    """Raise SettingsError if rolling a failing handler back would take somebody else's transaction along."""
+    bind, mode = session.bind, session.join_transaction_mode
+    if not isinstance(bind, Connection) or not bind.in_transaction() or mode == "create_savepoint":
+        return
+    if mode != "conditional_savepoint" or not bind.in_nested_transaction():
+        raise SettingsError(
+            "the session",
+            [
+                (
+                    "it takes part in a transaction that a failing handler would roll back "
+                    '(make it with join_transaction_mode="create_savepoint")'
+                )
+            ],
         )
 
 

@@ -13,6 +13,7 @@ from contextlib import ExitStack
 from datetime import timedelta
 from typing import Any
 
+from sqlalchemy import NullPool, QueuePool
 from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.orm import Session
 
@@ -21,12 +22,12 @@ from message_bus.delivery.engine import ConcurrentRun, Run, Tally, Transactional
 from message_bus.delivery.housekeeping import promote_due, prune
 from message_bus.delivery.lease import Lease, claim, ensure_subscriptions
 from message_bus.delivery.own_rows import process_own_rows
-from message_bus.delivery.ownership import refuse_unflushed
+from message_bus.delivery.ownership import refuse_fragile, refuse_unflushed
 from message_bus.delivery.patience import Patience
 from message_bus.delivery.reading import Reader
 from message_bus.delivery.report import OutboxReport, SubscriptionReport, summed
 from message_bus.delivery.subscription import Subscription
-from message_bus.errors import LeaseLost, SettingsError, Unavailable, names_of
+from message_bus.errors import LeaseLost, SettingsError, Unavailable, WiringError, names_of
 from message_bus.repositories.registering import as_repo
 from message_bus.repositories.sqlalchemy import SQLAlchemyOutBoxRepo
 from message_bus.storage import statements
@@ -72,12 +73,21 @@ def process_outbox(
     }
     repo = as_repo(outbox)
     if not isinstance(repo, SQLAlchemyOutBoxRepo):
+        _refuse_other_colour(bus, repo)
         return process_own_rows(bus, repo, chosen, limit=limit)
     with ExitStack() as stack:
         session = repo.session
         if isinstance(session, Connection):
-            session = stack.enter_context(Session(session))
+            joined = session.in_transaction()  # the caller's: a failing handler must not roll it back
+            session = stack.enter_context(
+                Session(
+                    session,
+                    join_transaction_mode="create_savepoint" if joined else "conditional_savepoint",
+                )
+            )
         refuse_unflushed(plain_session(session))
+        if not session.in_transaction():  # else what its connection is in may be its own
+            refuse_fragile(plain_session(session))
         step = _Step(bus, session, repo.tables, lease=lease)
         try:
             return step.run(chosen, settings, limit=limit)
@@ -88,6 +98,15 @@ def process_outbox(
                     f"the database is out of reach ({type(error).__name__}); nothing is lost, run again"
                 ) from error
             raise
+
+
+def _refuse_other_colour(bus: Any, repo: Any) -> None:
+    """Our own repository, but not the one for this bus: marking its rows as processed would change nothing."""
+    if type(repo).__module__.startswith("message_bus.repositories."):
+        raise WiringError(
+            f"{type(bus).__name__}.process_outbox() works on a repository or session of {Session.__name__}, not on "
+            f"{type(repo).__name__} (give the other bus, or the other kind of session)"
+        )
 
 
 def _check(session: Any, tables: MessageBusTables) -> None:
@@ -194,28 +213,47 @@ class _Step:
             context=self._bus.context,
             sessions=self._sessions(),
         )
-        with ExitStack() as stack:
-            beating = self._engine_for_heartbeats()
-            if beating is not None:
-                beat = _Heartbeat(beating, lease)
-                stack.enter_context(Ticker(beat, self._lease_time / 3))
-            tally = run.run(limit=limit, patience=self._patience)
-        # only here, with no batch in hand: after an error the lease is left to expire (S6)
-        lease.release(self._session)
-        self._session.commit()
+        try:
+            with ExitStack() as stack:
+                beating = self._engine_for_heartbeats()
+                if beating is not None:
+                    beat = _Heartbeat(beating, lease)
+                    stack.enter_context(Ticker(beat, self._lease_time / 3))
+                tally = run.run(limit=limit, patience=self._patience)
+        except Exception:
+            # the batch in hand was rolled back and nobody died of it: waiting for the lease to end would help nobody
+            self._release(lease, or_leave=True)
+            raise
+        # only with no batch in hand: after KeyboardInterrupt and the like the lease is left to expire (S6)
+        self._release(lease)
         return tally
+
+    def _release(self, lease: Lease, *, or_leave: bool = False) -> None:
+        try:
+            lease.release(self._session)
+            self._session.commit()
+        except Exception as error:
+            if not or_leave:
+                raise
+            self._session.rollback()
+            logger.warning(
+                "the lease of subscription %r is left to expire: %s",
+                lease.settings.name,
+                type(error).__name__,
+                extra={"subscription": lease.settings.name, "partition": lease.partition},
+            )
 
     def _joined(self) -> bool:
         """Whether the session is part of somebody's transaction (a test that is rolled back, say)."""
         return isinstance(self._session.bind, Connection)
 
     def _engine_for_heartbeats(self) -> Engine | None:
-        """Where a heartbeat can come from: not inside somebody's transaction, and not on SQLite.
+        """Where a heartbeat can come from: not inside somebody's transaction, and from a connection of its own.
 
-        On SQLite a transaction that writes keeps everybody else out, so that the lease cannot be taken over under it.
+        Pools that hand out one connection to everybody, as for SQLite in memory, would let it commit our transaction.
         """
         bind = self._session.bind
-        return bind if isinstance(bind, Engine) and bind.dialect.name != "sqlite" else None
+        return bind if isinstance(bind, Engine) and isinstance(bind.pool, QueuePool | NullPool) else None
 
     def _sessions(self) -> Any:
         """A factory of sessions like the caller's, for handlers that run without a transaction."""

@@ -12,6 +12,7 @@ from contextlib import AsyncExitStack
 from datetime import timedelta
 from typing import Any
 
+from sqlalchemy import NullPool, QueuePool
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession
 
 from message_bus._compat import AsyncTicker, on_sync_session_async, plain_session_async
@@ -19,12 +20,12 @@ from message_bus.delivery.engine_async import AsyncConcurrentRun, AsyncRun, Asyn
 from message_bus.delivery.housekeeping_async import promote_due_async, prune_async
 from message_bus.delivery.lease_async import AsyncLease, claim_async, ensure_subscriptions_async
 from message_bus.delivery.own_rows_async import process_own_rows_async
-from message_bus.delivery.ownership import refuse_unflushed
+from message_bus.delivery.ownership import refuse_fragile, refuse_unflushed
 from message_bus.delivery.patience_async import AsyncPatience
 from message_bus.delivery.reading_async import AsyncReader
 from message_bus.delivery.report import OutboxReport, SubscriptionReport, summed
 from message_bus.delivery.subscription import Subscription
-from message_bus.errors import LeaseLost, SettingsError, Unavailable, names_of
+from message_bus.errors import LeaseLost, SettingsError, Unavailable, WiringError, names_of
 from message_bus.repositories.registering import as_repo
 from message_bus.repositories.sqlalchemy_async import AsyncSQLAlchemyOutBoxRepo
 from message_bus.storage import statements
@@ -70,12 +71,21 @@ async def process_outbox_async(
     }
     repo = as_repo(outbox)
     if not isinstance(repo, AsyncSQLAlchemyOutBoxRepo):
+        _refuse_other_colour(bus, repo)
         return await process_own_rows_async(bus, repo, chosen, limit=limit)
     async with AsyncExitStack() as stack:
         session = repo.session
         if isinstance(session, AsyncConnection):
-            session = await stack.enter_async_context(AsyncSession(session))
+            joined = session.in_transaction()  # the caller's: a failing handler must not roll it back
+            session = await stack.enter_async_context(
+                AsyncSession(
+                    session,
+                    join_transaction_mode="create_savepoint" if joined else "conditional_savepoint",
+                )
+            )
         refuse_unflushed(plain_session_async(session))
+        if not session.in_transaction():  # else what its connection is in may be its own
+            refuse_fragile(plain_session_async(session))
         step = _AsyncStep(bus, session, repo.tables, lease=lease)
         try:
             return await step.run(chosen, settings, limit=limit)
@@ -86,6 +96,15 @@ async def process_outbox_async(
                     f"the database is out of reach ({type(error).__name__}); nothing is lost, run again"
                 ) from error
             raise
+
+
+def _refuse_other_colour(bus: Any, repo: Any) -> None:
+    """Our own repository, but not the one for this bus: marking its rows as processed would change nothing."""
+    if type(repo).__module__.startswith("message_bus.repositories."):
+        raise WiringError(
+            f"{type(bus).__name__}.process_outbox() works on a repository or session of {AsyncSession.__name__}, not on "
+            f"{type(repo).__name__} (give the other bus, or the other kind of session)"
+        )
 
 
 def _check(session: Any, tables: MessageBusTables) -> None:
@@ -200,28 +219,47 @@ class _AsyncStep:
             context=self._bus.context,
             sessions=self._sessions(),
         )
-        async with AsyncExitStack() as stack:
-            beating = self._engine_for_heartbeats()
-            if beating is not None:
-                beat = _AsyncHeartbeat(beating, lease)
-                await stack.enter_async_context(AsyncTicker(beat, self._lease_time / 3))
-            tally = await run.run(limit=limit, patience=self._patience)
-        # only here, with no batch in hand: after an error the lease is left to expire (S6)
-        await lease.release(self._session)
-        await self._session.commit()
+        try:
+            async with AsyncExitStack() as stack:
+                beating = self._engine_for_heartbeats()
+                if beating is not None:
+                    beat = _AsyncHeartbeat(beating, lease)
+                    await stack.enter_async_context(AsyncTicker(beat, self._lease_time / 3))
+                tally = await run.run(limit=limit, patience=self._patience)
+        except Exception:
+            # the batch in hand was rolled back and nobody died of it: waiting for the lease to end would help nobody
+            await self._release(lease, or_leave=True)
+            raise
+        # only with no batch in hand: after KeyboardInterrupt and the like the lease is left to expire (S6)
+        await self._release(lease)
         return tally
+
+    async def _release(self, lease: AsyncLease, *, or_leave: bool = False) -> None:
+        try:
+            await lease.release(self._session)
+            await self._session.commit()
+        except Exception as error:
+            if not or_leave:
+                raise
+            await self._session.rollback()
+            logger.warning(
+                "the lease of subscription %r is left to expire: %s",
+                lease.settings.name,
+                type(error).__name__,
+                extra={"subscription": lease.settings.name, "partition": lease.partition},
+            )
 
     def _joined(self) -> bool:
         """Whether the session is part of somebody's transaction (a test that is rolled back, say)."""
         return isinstance(self._session.bind, AsyncConnection)
 
     def _engine_for_heartbeats(self) -> AsyncEngine | None:
-        """Where a heartbeat can come from: not inside somebody's transaction, and not on SQLite.
+        """Where a heartbeat can come from: not inside somebody's transaction, and from a connection of its own.
 
-        On SQLite a transaction that writes keeps everybody else out, so that the lease cannot be taken over under it.
+        Pools that hand out one connection to everybody, as for SQLite in memory, would let it commit our transaction.
         """
         bind = self._session.bind
-        return bind if isinstance(bind, AsyncEngine) and bind.dialect.name != "sqlite" else None
+        return bind if isinstance(bind, AsyncEngine) and isinstance(bind.pool, QueuePool | NullPool) else None
 
     def _sessions(self) -> Any:
         """A factory of sessions like the caller's, for handlers that run without a transaction."""

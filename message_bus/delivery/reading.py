@@ -80,7 +80,7 @@ class Reader:
         self._blocked_keys: Select[*tuple[Any, ...]] = statements.blocked_keys(tables)
 
     def due(self, session: Session, *, now: datetime) -> tuple[Job, ...]:
-        """Failed rows due at `now`, and held rows that are the first of their key. Ends its transaction."""
+        """Failed rows due at `now`, and held rows that wait for none but these. Ends its transaction."""
         rows = session.execute(
             self._due_rows,
             {"subscription": self._settings.name, "now": now, "limit": self._settings.fetch_size},

@@ -79,7 +79,7 @@ class AsyncReader:
         self._blocked_keys: Select[*tuple[Any, ...]] = statements.blocked_keys(tables)
 
     async def due(self, session: AsyncSession, *, now: datetime) -> tuple[Job, ...]:
-        """Failed rows due at `now`, and held rows that are the first of their key. Ends its transaction."""
+        """Failed rows due at `now`, and held rows that wait for none but these. Ends its transaction."""
         rows = await session.execute(
             self._due_rows,
             {"subscription": self._settings.name, "now": now, "limit": self._settings.fetch_size},

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import re
 import traceback
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -18,6 +19,7 @@ from message_bus.delivery.subscription import Subscription
 from message_bus.errors import MessageDecodeError, Reject, RetryLater, Unavailable
 
 LONGEST_ERROR = 8 * 1024  # bytes kept of an error text and of a traceback
+LONGEST_DELAY = timedelta(days=36_500)  # beyond it the databases' calendars end, and recording would fail
 
 _PARAMETERS = re.compile(r"^\s*\[parameters: .*?\]$", re.MULTILINE | re.DOTALL)
 
@@ -67,33 +69,58 @@ def decide(
         return Dead(f"rejected by the handler: {error.reason}" if error.reason else "rejected by the handler")
     if isinstance(error, MessageDecodeError):
         return Dead("cannot be decoded")
-    if outage or isinstance(error, (Unavailable, *settings.unavailable_on)):
+    if outage or any(
+        isinstance(each, (Unavailable, *settings.unavailable_on)) for each in single_errors(error)
+    ):
         return Outage()
     if isinstance(error, RetryLater) and error.delay is not None:
-        return Retry(error.delay)
+        return _retry_after(error.delay)
     if attempt >= settings.max_attempts and not isinstance(error, RetryLater):
         return Dead(f"gave up after {attempt} attempts")
     wait = settings.backoff.delay(attempt, chance=chance)
-    return Dead("not to be tried again") if wait is None else Retry(wait)
+    return Dead("not to be tried again") if wait is None else _retry_after(wait)
+
+
+def _retry_after(delay: timedelta) -> Retry:
+    # a negative delay would be due again in the same run, for ever
+    return Retry(min(max(delay, timedelta(0)), LONGEST_DELAY))
+
+
+def single_errors(error: Exception) -> Iterator[Exception]:
+    """The error, or those of which it is a group (several event handlers failed)."""
+    if isinstance(error, ExceptionGroup):
+        for each in error.exceptions:
+            yield from single_errors(each)
+    else:
+        yield error
 
 
 def error_text(error: BaseException) -> str:
     """The error as it is stored: its type and text, without the parameters of SQL statements, at most 8 KiB."""
-    return _cut(f"{type(error).__qualname__}: {_without_parameters(str(error))}")
+    return _cut(f"{type(error).__qualname__}: {_storable(_text_of(error))}")
 
 
 def traceback_text(error: BaseException) -> str:
     """The traceback as it is stored: without the parameters of SQL statements; the last 8 KiB, where the cause is."""
-    text = _without_parameters("".join(traceback.format_exception(error)))
-    raw = text.encode(errors="replace")
+    text = _storable("".join(traceback.format_exception(error)))
+    raw = text.encode()
     return text if len(raw) <= LONGEST_ERROR else "…" + raw[-LONGEST_ERROR:].decode(errors="ignore")
 
 
-def _without_parameters(text: str) -> str:
+def _text_of(error: BaseException) -> str:
+    try:
+        return str(error)
+    except Exception:
+        return "<its str() failed>"
+
+
+def _storable(text: str) -> str:
     # SQLAlchemy appends "[parameters: ...]" to its statement errors: values of the user's data
-    return _PARAMETERS.sub("[parameters left out]", text).replace("\x00", "\\x00")
+    text = _PARAMETERS.sub("[parameters left out]", text).replace("\x00", "\\x00")
+    # a lone surrogate (of a file's name, say) has no UTF-8, and would make recording the failure fail, run after run
+    return text.encode(errors="backslashreplace").decode()
 
 
 def _cut(text: str) -> str:
-    raw = text.encode(errors="replace")
+    raw = text.encode()
     return text if len(raw) <= LONGEST_ERROR else raw[:LONGEST_ERROR].decode(errors="ignore") + "…"

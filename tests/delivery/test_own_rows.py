@@ -5,9 +5,18 @@ from typing import Any
 
 import pytest
 from sqlalchemy import JSON, Boolean, String, select
+from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sessionmaker
 
-from message_bus import Event, MessageBus, OutboxHandlerABC, OutBoxRepoABC
+from message_bus import (
+    AsyncMessageBus,
+    Event,
+    MessageBus,
+    MessageBusTables,
+    OutboxHandlerABC,
+    OutBoxRepoABC,
+    WiringError,
+)
 
 
 class Base(DeclarativeBase):
@@ -169,3 +178,15 @@ def test_a_repository_that_lists_nothing(sessions: sessionmaker[Session]) -> Non
     bus.set_outbox_handlers([Send(lambda row: None)])
     with sessions() as session:
         assert bus.process_outbox(Lazy(session)).delivered == 0
+
+
+@pytest.mark.sqlite
+async def test_the_session_of_the_other_colour_is_refused(
+    session_factory: sessionmaker[Session], tables: MessageBusTables
+) -> None:
+    """A Session on an AsyncMessageBus, and an AsyncSession on a MessageBus, are refused before anything is handled."""
+    with session_factory() as session, pytest.raises(WiringError, match="AsyncSession"):
+        await AsyncMessageBus().process_outbox(session)
+    async with AsyncSession() as async_session:
+        with pytest.raises(WiringError, match="not on AsyncSQLAlchemyOutBoxRepo"):
+            MessageBus().process_outbox(async_session)
