@@ -504,9 +504,11 @@ def test_handlers_see_fresh_rows_without_expire_on_commit(world: World) -> None:
         left: Mapped[int]
 
     seen: list[int] = []
+    kept: list[Stock] = []  # a session forgets by itself what nobody refers to
 
     def read(context: Any) -> None:
         stock = context.db_session.get(Stock, 1)
+        kept.append(stock)
         seen.append(stock.left)
 
     with world.sessions.begin() as session:

@@ -27,8 +27,9 @@ def test_a_terminated_backend(room: Room) -> None:
         with pytest.raises(sa.exc.DBAPIError) as caught:
             connection.execute(COUNT)
     assert is_outage(caught.value)
-    assert caught.value.orig is not None
-    assert is_outage(caught.value.orig)
+    # SQLAlchemy saw that the connection is closed; the driver's own error may speak of that, or of a state that the
+    # news of its end interrupted (asyncpg)
+    assert caught.value.connection_invalidated
 
 
 @under_every_driver
