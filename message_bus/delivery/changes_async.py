@@ -9,46 +9,19 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import CursorResult
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from message_bus.delivery.lease_async import AsyncLease, Position
-from message_bus.delivery.reading_async import Job
-from message_bus.delivery.verdicts import Dead, Retry, error_text, traceback_text
+from message_bus.delivery.jobs import Change, Failed, Held, Job, Position, Settled
+from message_bus.delivery.lease_async import AsyncLease
+from message_bus.delivery.verdicts import Retry, error_text, traceback_text
 from message_bus.errors import LeaseLost
 from message_bus.storage import statements
 from message_bus.storage.tables import DEAD, HELD, RETRYING, MessageBusTables
 
 logger = logging.getLogger("message_bus.delivery")
-
-
-@dataclass(frozen=True, slots=True)
-class Held:
-    """A new message that waits, untried, behind an earlier one of its key."""
-
-    job: Job
-
-
-@dataclass(frozen=True, slots=True)
-class Failed:
-    """A message whose attempt failed."""
-
-    job: Job
-    error: Exception
-    verdict: Retry | Dead
-
-
-@dataclass(frozen=True, slots=True)
-class Settled:
-    """A message of the delivery table that has been handled."""
-
-    job: Job
-
-
-Change = Held | Failed | Settled
 
 
 class AsyncRecorder:

@@ -13,7 +13,6 @@ from __future__ import annotations
 import logging
 import random
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
@@ -22,17 +21,28 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from message_bus._compat import on_sync_session_async, plain_session_async, result_of_async
 from message_bus.bus.context import Context
-from message_bus.delivery.changes_async import AsyncRecorder, Change, Failed, Held, Settled
+from message_bus.delivery.changes_async import AsyncRecorder
 from message_bus.delivery.collecting import CollectingOutbox
+from message_bus.delivery.jobs import (
+    Change,
+    Failed,
+    Held,
+    Interrupted,
+    Job,
+    Sent,
+    Settled,
+    Tally,
+    change_of,
+    end_of,
+)
 from message_bus.delivery.lease_async import AsyncLease
 from message_bus.delivery.ownership import forget_loaded, lent, write_everything
 from message_bus.delivery.patience_async import AsyncPatience
-from message_bus.delivery.reading_async import AsyncReader, Job
+from message_bus.delivery.reading_async import AsyncReader
 from message_bus.delivery.subscription import Subscription
 from message_bus.delivery.verdicts import Dead, Delivered, Outage, PassedOver, Retry, decide, single_errors
 from message_bus.errors import LeaseLost
 from message_bus.repositories.late_writing import buffer
-from message_bus.repositories.outbox_message import OutboxMessage
 from message_bus.repositories.sqlalchemy_async import AsyncSQLAlchemyOutBoxRepo
 from message_bus.storage.outages import is_outage
 from message_bus.storage.tables import MessageBusTables
@@ -43,25 +53,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger("message_bus.delivery")
 
 OUTAGES_IN_A_ROW = 3  # after a serialization failure or a lost connection the next attempt usually succeeds
-
-
-@dataclass(slots=True)
-class Tally:
-    """What a run did."""
-
-    delivered: int = 0
-    passed_over: int = 0
-    tried: int = 0
-    unavailable: bool = False
-
-
-class _Interrupted(Exception):
-    """The database or something a handler needs was out of reach; nothing is counted (G8)."""
-
-    def __init__(self, error: Exception, *, database: bool) -> None:
-        super().__init__(type(error).__name__)
-        self.error = error
-        self.database = database
 
 
 class AsyncRun:
@@ -103,7 +94,7 @@ class AsyncRun:
             progress = self._tally.tried
             try:
                 moved = await self._once()
-            except _Interrupted as interrupted:
+            except Interrupted as interrupted:
                 interruptions = interruptions + 1 if progress == self._tally.tried else 1
                 await self._recover(interrupted, final=interruptions >= OUTAGES_IN_A_ROW)
                 if self._tally.unavailable:
@@ -134,13 +125,13 @@ class AsyncRun:
                 return True
             batch = await self._reader.new(self._session, self._lease, limit=self._fetch())
             await self._new(batch.jobs, set(batch.blocked), up_to=batch.up_to)
-        except (LeaseLost, _Interrupted):
+        except (LeaseLost, Interrupted):
             await self._session.rollback()
             raise
         except Exception as error:
             await self._session.rollback()
             if is_outage(error):
-                raise _Interrupted(error, database=True) from error
+                raise Interrupted(error, database=True) from error
             raise
         except BaseException:
             await self._session.rollback()
@@ -188,14 +179,14 @@ class AsyncRun:
             self._tally.passed_over += 1
 
     def _judge(self, job: Job, error: Exception) -> Failed:
-        """The failure with its verdict, logged. Raises _Interrupted for an outage."""
+        """The failure with its verdict, logged. Raises Interrupted for an outage."""
         outage = is_outage(error)
         verdict = decide(
             error, attempt=job.attempts + 1, settings=self._settings, chance=random.random(), outage=outage
         )
         match verdict:
             case Outage():
-                raise _Interrupted(
+                raise Interrupted(
                     error, database=any(isinstance(each, SQLAlchemyError) for each in single_errors(error))
                 ) from error
             case Retry() | Dead():
@@ -244,7 +235,7 @@ class AsyncRun:
                     extra=extra,
                 )
 
-    async def _recover(self, interrupted: _Interrupted, *, final: bool) -> None:
+    async def _recover(self, interrupted: Interrupted, *, final: bool) -> None:
         """After an outage: read where we stand and go on, or stop if it does not pass. Raises LeaseLost."""
         if final or not interrupted.database:
             logger.warning(
@@ -281,7 +272,7 @@ class AsyncTransactionalRun(AsyncRun):
                     handled.append(await self._on_session(job))
             await on_sync_session_async(self._session, write_everything)
             settled = [Settled(job) for job in called if job.state is not None]
-            await self._recorder.commit(self._session, [*held, *settled], to=_end(jobs, done, to))
+            await self._recorder.commit(self._session, [*held, *settled], to=end_of(jobs, done, to))
         except LeaseLost:
             raise
         except Exception as error:
@@ -291,7 +282,7 @@ class AsyncTransactionalRun(AsyncRun):
             if not called:
                 raise
             failed = self._judge(called[0], error)
-            await self._recorder.commit(self._session, [*held, failed], to=_end(jobs, done, to))
+            await self._recorder.commit(self._session, [*held, failed], to=end_of(jobs, done, to))
             self._block(failed, blocked)
             handled = []
         for each in handled:
@@ -323,39 +314,39 @@ class AsyncConcurrentRun(AsyncRun):
         return self._settings.fetch_size
 
     async def _group(self, jobs: Sequence[Job], blocked: set[str], *, to: int) -> int:
-        outcomes: list[Change | _Sent] = []
-        interrupted: _Interrupted | None = None
+        outcomes: list[Change | Sent] = []
+        interrupted: Interrupted | None = None
         for job in jobs:
             try:
                 outcomes.append(Held(job) if self._waits(job, blocked) else await self._outside(job, blocked))
-            except _Interrupted as outage:
+            except Interrupted as outage:
                 interrupted = outage
                 break
         done = len(outcomes)
         if done:
             outcomes = [await self._emit(each, blocked) for each in outcomes]
-            changes = [change for each in outcomes if (change := _change_of(each)) is not None]
-            await self._recorder.commit(self._session, changes, to=_end(jobs, done, to))
+            changes = [change for each in outcomes if (change := change_of(each)) is not None]
+            await self._recorder.commit(self._session, changes, to=end_of(jobs, done, to))
         for each in outcomes:
-            if isinstance(each, _Sent):
+            if isinstance(each, Sent):
                 self._count(each.handled)
             self._tally.tried += not isinstance(each, Held)
         if interrupted is not None:
             raise interrupted
         return done
 
-    async def _outside(self, job: Job, blocked: set[str]) -> Failed | _Sent:
-        """Handle one message; what a handler that fails has emitted is dropped. Raises _Interrupted."""
+    async def _outside(self, job: Job, blocked: set[str]) -> Failed | Sent:
+        """Handle one message; what a handler that fails has emitted is dropped. Raises Interrupted."""
         emitted = CollectingOutbox()
         try:
             handled = await self._call(job, sessions=self._sessions, outbox=emitted)
         except Exception as error:
             return self._failed(job, error, blocked)
-        return _Sent(job, handled, emitted.rows)
+        return Sent(job, handled, emitted.rows)
 
-    async def _emit(self, outcome: Change | _Sent, blocked: set[str]) -> Change | _Sent:
-        """Write what a handler emitted; rows that the database refuses fail their message only. Raises _Interrupted."""
-        if not isinstance(outcome, _Sent) or not outcome.rows:
+    async def _emit(self, outcome: Change | Sent, blocked: set[str]) -> Change | Sent:
+        """Write what a handler emitted; rows that the database refuses fail their message only. Raises Interrupted."""
+        if not isinstance(outcome, Sent) or not outcome.rows:
             return outcome
         try:
             async with self._session.begin_nested():
@@ -370,24 +361,3 @@ class AsyncConcurrentRun(AsyncRun):
         failed = self._judge(job, error)
         self._block(failed, blocked)
         return failed
-
-
-@dataclass(frozen=True, slots=True)
-class _Sent:
-    """A message that was handled without a transaction, and what its handler emitted."""
-
-    job: Job
-    handled: bool
-    rows: Sequence[OutboxMessage]
-
-
-def _change_of(outcome: Change | _Sent) -> Change | None:
-    """What is to be recorded; nothing for a new message that was handled."""
-    if isinstance(outcome, _Sent):
-        return Settled(outcome.job) if outcome.job.state is not None else None
-    return outcome
-
-
-def _end(jobs: Sequence[Job], done: int, to: int) -> int:
-    """Where the checkpoint goes when `done` of the jobs are done with; `to` if all are, or if they were no new ones."""
-    return to if done == len(jobs) or jobs[0].state is not None else jobs[done - 1].position

@@ -10,26 +10,18 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
 from sqlalchemy import CursorResult, Row
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from message_bus.delivery.jobs import Position
 from message_bus.delivery.subscription import Subscription
 from message_bus.errors import LeaseLost, SettingsError
 from message_bus.storage import statements
 from message_bus.storage.logs import OUTBOX_LOG
 from message_bus.storage.tables import ACTIVE, IDLE, MessageBusTables
-
-
-@dataclass(frozen=True, slots=True)
-class Position:
-    """Where a subscription stands: the checkpoint, and how many commits of progress led there."""
-
-    position: int
-    revision: int
 
 
 async def ensure_subscriptions_async(

@@ -18,8 +18,9 @@ from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.orm import Session
 
 from message_bus._compat import Ticker, on_sync_session, plain_session
-from message_bus.delivery.engine import ConcurrentRun, Run, Tally, TransactionalRun
+from message_bus.delivery.engine import ConcurrentRun, Run, TransactionalRun
 from message_bus.delivery.housekeeping import promote_due, prune
+from message_bus.delivery.jobs import Tally
 from message_bus.delivery.lease import Lease, claim, ensure_subscriptions
 from message_bus.delivery.own_rows import process_own_rows
 from message_bus.delivery.ownership import refuse_fragile, refuse_unflushed

@@ -16,8 +16,9 @@ from sqlalchemy import NullPool, QueuePool
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession
 
 from message_bus._compat import AsyncTicker, on_sync_session_async, plain_session_async
-from message_bus.delivery.engine_async import AsyncConcurrentRun, AsyncRun, AsyncTransactionalRun, Tally
+from message_bus.delivery.engine_async import AsyncConcurrentRun, AsyncRun, AsyncTransactionalRun
 from message_bus.delivery.housekeeping_async import promote_due_async, prune_async
+from message_bus.delivery.jobs import Tally
 from message_bus.delivery.lease_async import AsyncLease, claim_async, ensure_subscriptions_async
 from message_bus.delivery.own_rows_async import process_own_rows_async
 from message_bus.delivery.ownership import refuse_fragile, refuse_unflushed

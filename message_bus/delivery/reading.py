@@ -7,56 +7,20 @@ and it reads in the order look, then rows (W3). What comes back are plain rows.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Row, Select
+from sqlalchemy import Select
 from sqlalchemy.orm import Session
 
+from message_bus.delivery.jobs import Batch, Job, message_of
 from message_bus.delivery.lease import Lease
 from message_bus.delivery.subscription import Subscription
 from message_bus.messages.definition import definition_of
-from message_bus.repositories.outbox_message import OutboxMessage
 from message_bus.storage import statements
 from message_bus.storage.settled import Look, check_checkpoint
 from message_bus.storage.tables import BLOCKING, DEAD, MessageBusTables
 from message_bus.storage.watermark import Watermark
-
-
-@dataclass(frozen=True, slots=True)
-class Job:
-    """A message to be tried: `state` and `attempts` as the delivery table has them; new ones have none."""
-
-    message: OutboxMessage
-    position: int
-    state: str | None = None
-    attempts: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Batch:
-    """New jobs; `blocked` are the keys whose messages must wait; after the last one the checkpoint is at `up_to`."""
-
-    jobs: tuple[Job, ...]
-    blocked: frozenset[str]
-    up_to: int
-
-
-def message_of(row: Row[Any]) -> OutboxMessage:
-    """The outbox row as users see it."""
-    return OutboxMessage(
-        id=row.id,
-        type=row.type,
-        message=row.message,
-        payload=row.payload,
-        meta=row.meta,
-        version=row.version,
-        key=row.key,
-        headers=row.headers,
-        position=row.position,
-        created_at=row.created_at,
-    )
 
 
 class Reader:

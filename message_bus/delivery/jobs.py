@@ -1,0 +1,126 @@
+"""What the engine passes along: messages in hand, what became of them, where a subscription stands. Plain values.
+
+    Job ──► Held | Failed | Settled (a change, recorded with the checkpoint) or Sent (concurrent mode: handled, not recorded yet)
+
+One set for both colours; they know no session and decide nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import Row
+
+from message_bus.delivery.verdicts import Dead, Retry
+from message_bus.repositories.outbox_message import OutboxMessage
+
+
+@dataclass(frozen=True, slots=True)
+class Position:
+    """Where a subscription stands: the checkpoint, and how many commits of progress led there."""
+
+    position: int
+    revision: int
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A message to be tried: `state` and `attempts` as the delivery table has them; new ones have none."""
+
+    message: OutboxMessage
+    position: int
+    state: str | None = None
+    attempts: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """New jobs; `blocked` are the keys whose messages must wait; after the last one the checkpoint is at `up_to`."""
+
+    jobs: tuple[Job, ...]
+    blocked: frozenset[str]
+    up_to: int
+
+
+def message_of(row: Row[Any]) -> OutboxMessage:
+    """The outbox row as users see it."""
+    return OutboxMessage(
+        id=row.id,
+        type=row.type,
+        message=row.message,
+        payload=row.payload,
+        meta=row.meta,
+        version=row.version,
+        key=row.key,
+        headers=row.headers,
+        position=row.position,
+        created_at=row.created_at,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """A new message that waits, untried, behind an earlier one of its key."""
+
+    job: Job
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """A message whose attempt failed."""
+
+    job: Job
+    error: Exception
+    verdict: Retry | Dead
+
+
+@dataclass(frozen=True, slots=True)
+class Settled:
+    """A message of the delivery table that has been handled."""
+
+    job: Job
+
+
+Change = Held | Failed | Settled
+
+
+@dataclass(slots=True)
+class Tally:
+    """What a run did."""
+
+    delivered: int = 0
+    passed_over: int = 0
+    tried: int = 0
+    unavailable: bool = False
+
+
+class Interrupted(Exception):
+    """The database or something a handler needs was out of reach; nothing is counted (G8)."""
+
+    def __init__(self, error: Exception, *, database: bool) -> None:
+        super().__init__(type(error).__name__)
+        self.error = error
+        self.database = database
+
+
+@dataclass(frozen=True, slots=True)
+class Sent:
+    """A message that was handled without a transaction, and what its handler emitted."""
+
+    job: Job
+    handled: bool
+    rows: Sequence[OutboxMessage]
+
+
+def change_of(outcome: Change | Sent) -> Change | None:
+    """What is to be recorded; nothing for a new message that was handled."""
+    if isinstance(outcome, Sent):
+        return Settled(outcome.job) if outcome.job.state is not None else None
+    return outcome
+
+
+def end_of(jobs: Sequence[Job], done: int, to: int) -> int:
+    """Where the checkpoint goes when `done` of the jobs are done with; `to` if all are, or if they were no new ones."""
+    return to if done == len(jobs) or jobs[0].state is not None else jobs[done - 1].position
