@@ -285,7 +285,7 @@ async def test_emissions_are_dispatched_although_the_callers_transaction_rolls_b
 
 def test_emissions_go_to_the_session_of_the_handler() -> None:
     """A Session is an outbox, too: nothing is written when it rolls back."""
-    with Session(sa.create_engine("sqlite://")) as session:
+    with Session(sa.create_engine("sqlite://", poolclass=sa.NullPool)) as session:
         bus = MessageBus({OrderPlaced: [Emits(OrderPaid())]})
         assert not bus.dispatch(OrderPlaced(), context={"outbox": session}).failures
         session.rollback()

@@ -3,7 +3,7 @@
 from datetime import timedelta
 
 import pytest
-from sqlalchemy import create_engine, text
+from sqlalchemy import NullPool, create_engine, text
 from sqlalchemy.exc import OperationalError
 
 from message_bus import (
@@ -78,7 +78,8 @@ def test_a_policy_that_does_not_retry_makes_a_dead_letter() -> None:
 
 def test_stored_errors_lose_the_parameters_of_statements() -> None:
     """A failing statement's values never reach the delivery table, neither in the text nor in the traceback."""
-    with create_engine("sqlite://").connect() as connection, pytest.raises(OperationalError) as caught:
+    engine = create_engine("sqlite://", poolclass=NullPool)
+    with engine.connect() as connection, pytest.raises(OperationalError) as caught:
         connection.execute(text("SELECT * FROM nowhere WHERE secret = :s"), {"s": SECRET})
     for stored in (error_text(caught.value), traceback_text(caught.value)):
         assert "no such table" in stored

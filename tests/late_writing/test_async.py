@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from typing import Any
 
 import pytest
@@ -205,6 +206,8 @@ async def test_the_gate(async_engine: AsyncEngine, tables: MessageBusTables) -> 
     assert await stored(async_engine, tables) == []
 
 
+# a connect that is cancelled half-way is the driver's to close; aiosqlite does not
+@pytest.mark.filterwarnings("ignore:unclosed database:ResourceWarning")
 async def test_a_cancelled_commit_commits_all_or_nothing(
     async_engine: AsyncEngine, tables: MessageBusTables
 ) -> None:
@@ -225,3 +228,4 @@ async def test_a_cancelled_commit_commits_all_or_nothing(
     async with async_engine.connect() as connection:
         orders = (await connection.execute(sa.select(sa.func.count()).select_from(Order))).scalar_one()
     assert len(await stored(async_engine, tables)) == orders
+    gc.collect()  # here, where the warning is ignored
