@@ -166,10 +166,6 @@ class PositionBehind(WiringError):
         self.checkpoint = checkpoint
 
 
-class SubscriptionIdle(WiringError):
-    """A subscription has no place to start from; it stays idle until `start` is given."""
-
-
 # --- failed delivery: the subscription decides ----------------------------------------------------------------
 
 
