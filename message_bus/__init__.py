@@ -12,12 +12,19 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0.dev0"
 
 if TYPE_CHECKING:
+    from message_bus.admin.dead_letters import DeadLetters
+    from message_bus.admin.dead_letters_async import AsyncDeadLetters
+    from message_bus.admin.letters import ChosenLetter, DeadLetter, DeadLetterReport
     from message_bus.bus.abc import AsyncMessageBusABC, MessageBusABC
     from message_bus.bus.async_bus import AsyncMessageBus
     from message_bus.bus.context import Context, correlate
+    from message_bus.bus.in_memory import InMemoryAsyncMessageBus, InMemoryMessageBus
+    from message_bus.bus.middleware import AsyncCallNext, AsyncMiddleware, CallNext, Middleware
+    from message_bus.bus.module import Module
     from message_bus.bus.outcome import Failure, Outcome
     from message_bus.bus.sync_bus import MessageBus
-    from message_bus.command_handlers.base import AsyncCommandHandlerABC, CommandHandlerABC
+    from message_bus.bus.threads import in_thread
+    from message_bus.command_handlers.base import AsyncCommandHandlerABC, CommandHandler, CommandHandlerABC
     from message_bus.delivery.report import OutboxReport, SubscriptionReport
     from message_bus.delivery.retry import ExponentialBackoff, FixedDelay, LinearBackoff, NoRetry, RetryPolicy
     from message_bus.delivery.subscription import Subscription
@@ -36,6 +43,7 @@ if TYPE_CHECKING:
         MessageDefinitionError,
         NotAMessage,
         PositionBehind,
+        QueryNotSendable,
         Reject,
         RetryLater,
         SchemaError,
@@ -46,14 +54,27 @@ if TYPE_CHECKING:
         UnknownMessageType,
         UnsupportedDatabase,
         UnwrittenMessages,
+        ValidationError,
         WiringError,
     )
     from message_bus.event_handlers.base import AsyncEventHandlerABC, EventHandlerABC
     from message_bus.messages.envelope import Envelope
-    from message_bus.messages.message import Command, Event, Message
+    from message_bus.messages.message import Command, Event, Message, Query
     from message_bus.messages.registry import Registry
+    from message_bus.messages.validation import (
+        validate_in_range,
+        validate_max_length,
+        validate_min_length,
+        validate_non_negative,
+        validate_not_empty,
+        validate_one_of,
+        validate_positive,
+    )
     from message_bus.outbox_handlers.base import AsyncOutboxHandlerABC, OutboxHandlerABC
     from message_bus.outbox_handlers.dispatch import DispatchOutboxHandler
+    from message_bus.repositories.in_memory import InMemoryOutBoxRepo
+    from message_bus.repositories.in_memory_async import AsyncInMemoryOutBoxRepo
+    from message_bus.repositories.in_memory_store import InMemoryOutBox
     from message_bus.repositories.outbox import AsyncOutBoxRepoABC, OutBoxRepoABC
     from message_bus.repositories.outbox_message import OutboxMessage
     from message_bus.repositories.sqlalchemy import SQLAlchemyOutBoxRepo
@@ -63,25 +84,38 @@ if TYPE_CHECKING:
     from message_bus.storage.tables import MessageBusTables
 
 _NAMES_OF: dict[str, str] = {
+    "admin.dead_letters": "DeadLetters",
+    "admin.dead_letters_async": "AsyncDeadLetters",
+    "admin.letters": "ChosenLetter DeadLetter DeadLetterReport",
     "bus.abc": "AsyncMessageBusABC MessageBusABC",
     "bus.async_bus": "AsyncMessageBus",
     "bus.context": "Context correlate",
+    "bus.in_memory": "InMemoryAsyncMessageBus InMemoryMessageBus",
+    "bus.middleware": "AsyncCallNext AsyncMiddleware CallNext Middleware",
+    "bus.module": "Module",
     "bus.outcome": "Failure Outcome",
     "bus.sync_bus": "MessageBus",
-    "command_handlers.base": "AsyncCommandHandlerABC CommandHandlerABC",
+    "bus.threads": "in_thread",
+    "command_handlers.base": "AsyncCommandHandlerABC CommandHandler CommandHandlerABC",
     "delivery.report": "OutboxReport SubscriptionReport",
     "delivery.retry": "ExponentialBackoff FixedDelay LinearBackoff NoRetry RetryPolicy",
     "delivery.subscription": "Subscription",
-    "errors": "AsyncHandlerOnSyncBus CascadeLimitExceeded ConflictError DeliveryError DispatchEnded HandlerNotFound "
-    "InvalidMessage InvalidOutboxMessage LeaseLost MessageBusError MessageDecodeError MessageDefinitionError "
-    "NotAMessage PositionBehind Reject RetryLater SchemaError SessionOwnedBySubscription SettingsError Unavailable "
-    "UnflushedWork UnknownMessageType UnsupportedDatabase UnwrittenMessages WiringError",
+    "errors": "AsyncHandlerOnSyncBus CascadeLimitExceeded ConflictError DeliveryError DispatchEnded "
+    "HandlerNotFound InvalidMessage InvalidOutboxMessage LeaseLost MessageBusError MessageDecodeError "
+    "MessageDefinitionError NotAMessage PositionBehind QueryNotSendable Reject RetryLater SchemaError "
+    "SessionOwnedBySubscription SettingsError Unavailable UnflushedWork UnknownMessageType UnsupportedDatabase "
+    "UnwrittenMessages ValidationError WiringError",
     "event_handlers.base": "AsyncEventHandlerABC EventHandlerABC",
     "messages.envelope": "Envelope",
-    "messages.message": "Command Event Message",
+    "messages.message": "Command Event Message Query",
     "messages.registry": "Registry",
+    "messages.validation": "validate_in_range validate_max_length validate_min_length validate_non_negative "
+    "validate_not_empty validate_one_of validate_positive",
     "outbox_handlers.base": "AsyncOutboxHandlerABC OutboxHandlerABC",
     "outbox_handlers.dispatch": "DispatchOutboxHandler",
+    "repositories.in_memory": "InMemoryOutBoxRepo",
+    "repositories.in_memory_async": "AsyncInMemoryOutBoxRepo",
+    "repositories.in_memory_store": "InMemoryOutBox",
     "repositories.outbox": "AsyncOutBoxRepoABC OutBoxRepoABC",
     "repositories.outbox_message": "OutboxMessage",
     "repositories.sqlalchemy": "SQLAlchemyOutBoxRepo",
@@ -94,19 +128,29 @@ _MODULE_OF = {name: module for module, names in _NAMES_OF.items() for name in na
 
 __all__ = [
     "__version__",
+    "AsyncCallNext",
     "AsyncCommandHandlerABC",
+    "AsyncDeadLetters",
     "AsyncEventHandlerABC",
     "AsyncHandlerOnSyncBus",
+    "AsyncInMemoryOutBoxRepo",
     "AsyncMessageBus",
     "AsyncMessageBusABC",
+    "AsyncMiddleware",
     "AsyncOutBoxRepoABC",
     "AsyncOutboxHandlerABC",
     "AsyncSQLAlchemyOutBoxRepo",
+    "CallNext",
     "CascadeLimitExceeded",
+    "ChosenLetter",
     "Command",
+    "CommandHandler",
     "CommandHandlerABC",
     "ConflictError",
     "Context",
+    "DeadLetter",
+    "DeadLetterReport",
+    "DeadLetters",
     "DeliveryError",
     "DispatchEnded",
     "DispatchOutboxHandler",
@@ -117,6 +161,10 @@ __all__ = [
     "Failure",
     "FixedDelay",
     "HandlerNotFound",
+    "InMemoryAsyncMessageBus",
+    "InMemoryMessageBus",
+    "InMemoryOutBox",
+    "InMemoryOutBoxRepo",
     "InvalidMessage",
     "InvalidOutboxMessage",
     "LeaseLost",
@@ -128,6 +176,8 @@ __all__ = [
     "MessageBusTables",
     "MessageDecodeError",
     "MessageDefinitionError",
+    "Middleware",
+    "Module",
     "NoRetry",
     "NotAMessage",
     "OutBoxRepoABC",
@@ -136,6 +186,8 @@ __all__ = [
     "OutboxReport",
     "Outcome",
     "PositionBehind",
+    "Query",
+    "QueryNotSendable",
     "Registry",
     "Reject",
     "RetryLater",
@@ -151,10 +203,19 @@ __all__ = [
     "UnknownMessageType",
     "UnsupportedDatabase",
     "UnwrittenMessages",
+    "ValidationError",
     "WiringError",
     "check_schema",
     "configure_sqlite",
     "correlate",
+    "in_thread",
+    "validate_in_range",
+    "validate_max_length",
+    "validate_min_length",
+    "validate_non_negative",
+    "validate_not_empty",
+    "validate_one_of",
+    "validate_positive",
 ]
 
 

@@ -10,19 +10,22 @@ import asyncio
 import inspect
 import threading
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 
 from message_bus.errors import AsyncHandlerOnSyncBus
 
 if TYPE_CHECKING:  # sqlalchemy.ext.asyncio needs greenlet, which synchronous users need not have
+    from sqlalchemy import ClauseElement
     from sqlalchemy.engine import Connection
-    from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
-    from sqlalchemy.orm import Session
+    from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession, async_sessionmaker
+    from sqlalchemy.orm import Session, sessionmaker
 
 P = ParamSpec("P")
 T = TypeVar("T")
+S = TypeVar("S")
 
 
 async def pause_async(seconds: float) -> None:
@@ -71,6 +74,71 @@ def plain_session_async(session: AsyncSession) -> Session:
 def plain_session(session: Session) -> Session:
     """The session itself."""
     return session
+
+
+@contextmanager
+def bound_to_async(session: AsyncSession, clause: ClauseElement) -> Iterator[None]:
+    """Let what names no table go where `clause` goes, on a session that has only `binds=`."""
+    from sqlalchemy import Engine
+    from sqlalchemy.ext.asyncio import AsyncEngine
+
+    own = getattr(session, "bind", None)  # SQLAlchemy 2.0 has it only if it was given one
+    with bound_to(session.sync_session, clause):
+        bind = session.sync_session.bind
+        session.bind = AsyncEngine(bind) if own is None and isinstance(bind, Engine) else own
+        try:
+            yield
+        finally:
+            session.bind = own
+
+
+@contextmanager
+def bound_to(session: Session, clause: ClauseElement) -> Iterator[None]:
+    """Let what names no table go where `clause` goes, on a session that has only `binds=`."""
+    if session.bind is not None:
+        yield
+        return
+    session.bind = session.get_bind(clause=clause)
+    try:
+        yield
+    finally:
+        session.bind = None
+
+
+def session_factory_async(session: AsyncSession) -> async_sessionmaker[AsyncSession]:
+    """A factory of sessions like this one: its engine or connection, and its class if that can be made without more."""
+    from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
+
+    plain = session.sync_session
+    return async_sessionmaker(
+        session.bind,
+        class_=_made_like(session, AsyncSession),
+        binds=getattr(session, "binds", None),  # 2.0 has it only if it was given any
+        sync_session_class=session.sync_session_class,
+        expire_on_commit=plain.expire_on_commit,
+        join_transaction_mode=plain.join_transaction_mode,
+    )
+
+
+def session_factory(session: Session) -> sessionmaker[Session]:
+    """A factory of sessions like this one: its engine or connection, and its class if that can be made without more."""
+    from sqlalchemy.orm import Session, sessionmaker
+
+    return sessionmaker(
+        session.bind,
+        class_=_made_like(session, Session),
+        binds=getattr(session, "binds", None) or getattr(session, "_Session__binds", None),  # 2.1, 2.0
+        expire_on_commit=session.expire_on_commit,
+        join_transaction_mode=session.join_transaction_mode,
+    )
+
+
+def _made_like(session: S, plain: type[S]) -> type[S]:
+    try:  # the session of Flask-SQLAlchemy wants its extension
+        inspect.signature(type(session)).bind(bind=None, expire_on_commit=True, join_transaction_mode="")
+    except TypeError:
+        return plain
+    return type(session)
 
 
 class Ticker:

@@ -56,24 +56,34 @@ class SettingsError(WiringError, ValueError):
 
 
 class HandlerNotFound(WiringError, KeyError, AssertionError):
-    """A command has no handler. (Also a KeyError and an AssertionError, which users of the ancestor catch.)"""
+    """A command or query has no handler. (Also a KeyError and an AssertionError, which users of the ancestor catch.)"""
 
-    def __init__(self, message_name: str) -> None:
+    def __init__(self, message_name: str, kind: str = "command") -> None:
         super().__init__(
-            f"no handler for command {message_name!r} (register one with bus.set_command_handler())"
+            f"no handler for {kind} {message_name!r} (register one with bus.set_{kind}_handler())"
         )
         self.message_name = message_name
 
 
 class NotAMessage(WiringError, TypeError):
-    """Something that is neither a Command nor an Event was given where a message is wanted."""
+    """Something that is neither a Command nor an Event nor a Query was given where a message is wanted."""
 
     def __init__(self, given: object) -> None:
         name = given.__name__ if isinstance(given, type) else type(given).__name__
         super().__init__(
-            f"{name!r} is not a message (derive it from message_bus.Command or message_bus.Event)"
+            f"{name!r} is not a message (derive it from message_bus.Command, message_bus.Event or message_bus.Query)"
         )
         self.given_type = name
+
+
+class QueryNotSendable(WiringError, TypeError):
+    """A query was emitted or put into an outbox, where nobody would get its answer."""
+
+    def __init__(self, message_name: str) -> None:
+        super().__init__(
+            f"query {message_name!r} cannot be emitted or stored: nobody would get its answer (ask it: bus.ask(query))"
+        )
+        self.message_name = message_name
 
 
 class AsyncHandlerOnSyncBus(WiringError, TypeError):
@@ -124,6 +134,18 @@ class InvalidMessage(WiringError, ValueError):
     def __init__(self, message_name: str, reason: str, *, field: str | None = None) -> None:
         super().__init__(f"message {message_name!r}: {reason}")
         self.message_name = message_name
+        self.field = field
+
+
+class ValidationError(WiringError, ValueError):
+    """A message was made with a value that its class refuses: raised in `__post_init__`, by the validators or by you.
+
+    `message` says what is expected. It reaches logs and dead letters, so it must not hold the value.
+    """
+
+    def __init__(self, message: str, field: str | None = None) -> None:
+        super().__init__(message if field is None else f"{field}: {message}")
+        self.message = message
         self.field = field
 
 

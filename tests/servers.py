@@ -232,6 +232,7 @@ def main() -> None:
     if arguments.supervise:
         _supervise(arguments.version, settings)
         return
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
     server = PostgreSQL.start(arguments.version, settings)
     print(f"{server.url}\n(Ctrl-C stops and removes it)", flush=True)
     try:

@@ -6,10 +6,11 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from message_bus.errors import NotAMessage, SettingsError
 from message_bus.messages.message import Command, Event, Message
 from message_bus.repositories.registering import register
 
@@ -17,8 +18,13 @@ if TYPE_CHECKING:
     from message_bus.bus.calling import EventHandlers, Handler
     from message_bus.delivery.report import OutboxReport
 
+LEASE = timedelta(seconds=30)
+"""How long a worker may be silent before another one takes its place, unless told otherwise."""
+
 C = TypeVar("C", bound=Command)
 E = TypeVar("E", bound=Event)
+M = TypeVar("M", bound=Message)
+F = TypeVar("F", bound=Callable[..., Any])
 
 
 class AnyBusABC(ABC):
@@ -33,7 +39,7 @@ class AnyBusABC(ABC):
 
     @abstractmethod
     def get_command_handler(self, command_type: type[Command]) -> Any:
-        """The handler of a command as it was registered; None if there is none."""
+        """Return the handler of a command as it was registered; None if there is none."""
 
     @abstractmethod
     def set_event_handlers(self, event_type: type[E], handlers: EventHandlers[E]) -> None:
@@ -41,11 +47,58 @@ class AnyBusABC(ABC):
 
     @abstractmethod
     def get_event_handlers(self, event_type: type[Event]) -> list[Any]:
-        """The handlers of an event as they were registered; changing the list changes nothing."""
+        """Return the handlers of an event as they were registered; changing the list changes nothing."""
 
     @abstractmethod
     def set_outbox_handlers(self, handlers: Sequence[Any]) -> None:
         """Let `handlers` work on what comes out of the outbox, each as a subscription of its own."""
+
+    def subscribe(self, message_type: type[M], handler: Handler[M]) -> None:
+        """Let `handler` handle this message: an event behind the handlers that it has already, a command as its only one.
+
+        A dispatch in hand keeps the handlers it began with.
+
+        Raises: SettingsError if a command or query has a handler already; as `set_event_handlers`.
+        """
+        if not isinstance(message_type, type):
+            raise NotAMessage(message_type)
+        if issubclass(message_type, Event):
+            self.set_event_handlers(message_type, [*self.get_event_handlers(message_type), handler])
+        elif issubclass(message_type, Command):
+            if self.get_command_handler(message_type) is not None:
+                raise only_one_handler("command", message_type)
+            self.set_command_handler(message_type, handler)
+        else:
+            raise NotAMessage(message_type)
+
+    def command_handler(self, command_type: type[Command]) -> Callable[[F], F]:
+        """Register the decorated function for a command: `@bus.command_handler(PlaceOrder)`.
+
+        Raises: as `subscribe`.
+        """
+        return self._subscriber("command_handler", Command, command_type)
+
+    def event_handler(self, *event_types: type[Event]) -> Callable[[F], F]:
+        """Register the decorated function for events, behind their other handlers: `@bus.event_handler(OrderPlaced)`.
+
+        Raises: as `subscribe`.
+        """
+        return self._subscriber("event_handler", Event, *event_types)
+
+    def _subscriber(
+        self, decorator: str, kind: type[Message], *message_types: type[Message]
+    ) -> Callable[[F], F]:
+        if not message_types:
+            raise SettingsError(decorator, [f"needs a message type (@bus.{decorator}({kind.__name__}Class))"])
+        for message_type in message_types:
+            refuse_other_kind(message_type, kind)
+
+        def register(handler: F) -> F:
+            for message_type in message_types:
+                self.subscribe(message_type, handler)
+            return handler
+
+        return register
 
     @classmethod
     def register_outbox_message(
@@ -65,7 +118,7 @@ class AnyBusABC(ABC):
         default what the class says. `delay`: from commit, by the database's clock. Inside a handler the row inherits
         correlation and causation from the message in hand.
 
-        Raises: InvalidMessage, InvalidOutboxMessage, NotAMessage; nothing is registered then.
+        Raises: InvalidMessage, InvalidOutboxMessage, NotAMessage, QueryNotSendable; nothing is registered then.
         """
         return register(outbox_repo, message, id=id, meta=meta, key=key, delay=delay)
 
@@ -79,6 +132,10 @@ class MessageBusABC(AnyBusABC):
     ) -> list[Any]:
         """Handle a message and all that its handlers emit."""
 
+    def publish(self, message: Message) -> None:
+        """Handle a message, and do not ask what came of it. Raises: as `handle`."""
+        self.handle(message)
+
     @abstractmethod
     def batch_handle(
         self, messages: Iterable[Message], *args: Any, context: Mapping[str, Any] | None = None, **kwargs: Any
@@ -87,7 +144,12 @@ class MessageBusABC(AnyBusABC):
 
     @abstractmethod
     def process_outbox(
-        self, outbox_repo: Any, *, limit: int | None = None, only: Collection[str] | None = None
+        self,
+        outbox_repo: Any,
+        *,
+        limit: int | None = None,
+        only: Collection[str] | None = None,
+        lease: timedelta = LEASE,
     ) -> OutboxReport:
         """Deliver what is in the outbox."""
 
@@ -100,6 +162,10 @@ class AsyncMessageBusABC(AnyBusABC):
         self, message: Message, *args: Any, context: Mapping[str, Any] | None = None, **kwargs: Any
     ) -> list[Any]:
         """Handle a message and all that its handlers emit."""
+
+    async def publish(self, message: Message) -> None:
+        """Handle a message, and do not ask what came of it. Raises: as `handle`."""
+        await self.handle(message)
 
     @abstractmethod
     async def batch_handle(
@@ -114,6 +180,28 @@ class AsyncMessageBusABC(AnyBusABC):
 
     @abstractmethod
     async def process_outbox(
-        self, outbox_repo: Any, *, limit: int | None = None, only: Collection[str] | None = None
+        self,
+        outbox_repo: Any,
+        *,
+        limit: int | None = None,
+        only: Collection[str] | None = None,
+        lease: timedelta = LEASE,
     ) -> OutboxReport:
         """Deliver what is in the outbox."""
+
+
+def refuse_other_kind(message_type: object, kind: type[Message]) -> None:
+    """Raise unless `message_type` is a class of that kind: NotAMessage, SettingsError."""
+    if not isinstance(message_type, type) or not issubclass(message_type, Message):
+        raise NotAMessage(message_type)
+    if not issubclass(message_type, kind):
+        problem = f"is not a{'n' if kind is Event else ''} {kind.__name__} (derive it from message_bus.{kind.__name__})"
+        raise SettingsError(f"message type {message_type.__name__!r}", [problem])
+
+
+def only_one_handler(kind: str, message_type: type[Message]) -> SettingsError:
+    """The error for a second handler of a message that has exactly one."""
+    return SettingsError(
+        f"{kind} {message_type.__name__!r}",
+        [f"has a handler already, and only one can answer (replace it with bus.set_{kind}_handler())"],
+    )

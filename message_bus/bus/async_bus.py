@@ -9,21 +9,25 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Collection, Iterable, Mapping
 from contextvars import Token
+from datetime import timedelta
 from types import CoroutineType, MethodType
-from typing import TYPE_CHECKING, Any, Literal, overload
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
-from message_bus.bus.abc import AsyncMessageBusABC
+from message_bus.bus.abc import LEASE, AsyncMessageBusABC
 from message_bus.bus.calling import Call, is_async, target_of
 from message_bus.bus.context import Context, cascade_of, current_context
 from message_bus.bus.dispatch import Route
+from message_bus.bus.middleware import AsyncMiddleware, around_async, check_async_middleware
 from message_bus.bus.outcome import Failure, Outcome
 from message_bus.bus.wired import WiredBus, emitted_so_far, refuse_ask, settle, settle_delivery
 from message_bus.errors import SettingsError
 from message_bus.event_handlers.base import AsyncEventHandlerABC, EventHandlerABC
-from message_bus.messages.message import Message
+from message_bus.messages.message import Command, Message, Query
 
 if TYPE_CHECKING:
     from message_bus.delivery.report import OutboxReport
+
+R = TypeVar("R")
 
 _in_hand = current_context.get
 _enter = current_context.set
@@ -36,7 +40,12 @@ def _leave(token: Token[Context | None]) -> None:
         pass  # an abandoned coroutine is being closed from somewhere else: nothing to put back here
 
 
-class AsyncMessageBus(WiredBus, AsyncMessageBusABC):
+async def awaited(result: Any) -> Any:
+    """What a handler returned, awaited if it can be."""
+    return await result if hasattr(type(result), "__await__") else result
+
+
+class AsyncMessageBus(WiredBus[AsyncMiddleware], AsyncMessageBusABC):
     """Hands commands to their one handler and events to all of theirs; whatever can be awaited is awaited.
 
     Handlers that are not async run inline, in the event loop's thread. The handlers of an event run one after another,
@@ -44,7 +53,8 @@ class AsyncMessageBus(WiredBus, AsyncMessageBusABC):
 
     `on_event_error`: a failing event handler never stops the others. "log" logs it with its traceback, to the logger
     "message_bus"; "raise" makes `handle` raise an ExceptionGroup after all have run. `max_cascade`: how many emitted
-    messages one dispatch may handle.
+    messages one dispatch may handle. `middleware`: async functions around every call of a handler, the first outermost
+    (`add_middleware`).
 
     Task and thread safety: register handlers first; then any number of tasks, also in several event loops, may handle
     messages on one bus. Cancelling `handle` cancels the handler in hand; no others are started.
@@ -103,8 +113,14 @@ class AsyncMessageBus(WiredBus, AsyncMessageBusABC):
         """
         return await self._dispatch(message, args, kwargs, context)
 
+    @overload
+    async def ask(self, query: Query[R], *, context: Mapping[str, Any] | None = None) -> R: ...
+
+    @overload
+    async def ask(self, query: Command, *, context: Mapping[str, Any] | None = None) -> Any: ...
+
     async def ask(self, query: Message, *, context: Mapping[str, Any] | None = None) -> Any:
-        """Handle a message that has one handler, and return that handler's result.
+        """Handle a query (or a command) and return its handler's result.
 
         Raises: as `handle`; WiringError for an event.
         """
@@ -216,25 +232,37 @@ class AsyncMessageBus(WiredBus, AsyncMessageBusABC):
         return len(route.calls)
 
     async def process_outbox(
-        self, outbox_repo: Any, *, limit: int | None = None, only: Collection[str] | None = None
+        self,
+        outbox_repo: Any,
+        *,
+        limit: int | None = None,
+        only: Collection[str] | None = None,
+        lease: timedelta = LEASE,
     ) -> OutboxReport:
         """Deliver what is in the outbox until nothing is left, or `limit` messages; return what was done.
 
         It commits the session behind `outbox_repo` (also an AsyncSession or AsyncConnection), and refuses one with
         unflushed work. Handlers' failures do not raise: they are retried by later calls and end as dead letters
         (G2, G3, G5, G7). Two calls at once do not hurt: each claims subscriptions, and reports those taken elsewhere as
-        busy. `only`: names of subscriptions.
+        busy. `only`: names of subscriptions. `lease`: how long this process may be silent (killed, frozen) before another
+        one takes its place.
 
         Raises: UnflushedWork; SettingsError for a name in `only` that does not exist.
         """
         from message_bus.delivery.process_async import process_outbox_async
 
-        return await process_outbox_async(self, outbox_repo, limit=limit, only=only)
+        return await process_outbox_async(self, outbox_repo, limit=limit, only=only, lease=lease)
 
     # -------------------------------------------------------------------------------------------------------------
 
     def _refuse(self, handler: Any, target: Call) -> None:
         """This bus runs everything."""
+
+    def _check_middleware(self, middleware: Any) -> None:
+        check_async_middleware(middleware)
+
+    def _around(self, handler: Any, call: Call) -> Call:
+        return around_async(self._middleware, handler, call)
 
     def _target_of(self, handler: Any) -> Call:
         # A synchronous base class whose `_handle` is async: its own `handle` would run the last hook too early.

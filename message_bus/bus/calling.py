@@ -55,8 +55,10 @@ def target_of(handler: Any) -> Call:
     Raises: SettingsError if it is nothing that can be called, or a class where its instance was meant.
     """
     method = getattr(handler, "handle", None)
-    if isinstance(handler, type) and method is not None:
-        raise SettingsError(f"handler {handler.__name__!r}", ["is a class (register an instance of it)"])
+    if isinstance(handler, type):
+        raise SettingsError(
+            f"handler {handler.__name__!r}", ["is a class (register an instance of it, or a function)"]
+        )
     target = method if callable(method) else handler
     if not callable(target):
         raise SettingsError(

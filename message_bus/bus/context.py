@@ -6,15 +6,16 @@ kept in a ContextVar, so threads and tasks never see each other's. The buses ent
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, cast
 
-from message_bus.bus.dispatch import Cascade, Emission, name_of
-from message_bus.errors import DispatchEnded, NotAMessage, WiringError
+from message_bus.bus.dispatch import Attempt, Cascade, Emission, name_of
+from message_bus.errors import DispatchEnded, NotAMessage, QueryNotSendable, WiringError
 from message_bus.messages.envelope import Envelope
-from message_bus.messages.message import Command, Event, Message
+from message_bus.messages.message import Command, Event, Message, Query
 
 
 class Context(dict[str, Any]):
@@ -81,7 +82,8 @@ class Context(dict[str, Any]):
 
     def __missing__(self, key: str) -> Any:
         if key == "envelope" and (cascade := cascade_of(self)) is not None:
-            envelope = cascade.envelope()
+            with _making:
+                envelope = cascade.envelope()
             if envelope is not None:
                 return envelope
         raise KeyError(key)
@@ -89,7 +91,7 @@ class Context(dict[str, Any]):
     if not TYPE_CHECKING:
 
         def get(self, key, default=None):
-            """As in dict; "envelope" is made if it is not there yet."""
+            """Return what dict returns; "envelope" is made if it is not there yet."""
             if key == "envelope":
                 try:
                     return self[key]
@@ -98,8 +100,14 @@ class Context(dict[str, Any]):
             return dict.get(self, key, default)
 
 
+_making = threading.RLock()
+"""Held while a dispatch gets its queue or an envelope: threads that a handler has started may ask at the same time."""
+
 current_context: ContextVar[Context | None] = ContextVar("message_bus.current_context", default=None)
 """The context of the dispatch in hand."""
+
+current_attempt: ContextVar[Attempt | None] = ContextVar("message_bus.current_attempt", default=None)
+"""The call of a handler by a middleware that is in hand; what it emits is dropped if it fails."""
 
 _correlation_id: ContextVar[str | None] = ContextVar("message_bus.correlation_id", default=None)
 
@@ -136,24 +144,33 @@ def cascade_of(context: Context) -> Cascade | None:
         state = context._state = Cascade(None)
     if state is None or type(state) is Cascade:
         return state
-    root = Emission(cast(Message, state), envelope=dict.get(context, "envelope"))
-    cascade = context._state = Cascade(root, correlation_id=correlation_id())
-    return cascade
+    with _making:
+        if context._state is state:
+            root = Emission(cast(Message, state), envelope=dict.get(context, "envelope"))
+            context._state = Cascade(root, correlation_id=correlation_id())
+        return cast(Cascade, context._state)
 
 
 def emit(context: Context, message: Message, emitter: object = None) -> None:
     """Emit `message` into the dispatch that `context` belongs to."""
-    refuse_non_message(message)
+    refuse_unsendable(message)
     cascade = cascade_of(context)
     if cascade is None:
         raise DispatchEnded(name_of(message))
-    cascade.emit(message, emitter)
+    cascade.emit(message, emitter, current_attempt.get())
 
 
 def refuse_non_message(message: object) -> None:
-    """Raise NotAMessage unless `message` is a Command or an Event."""
-    if not isinstance(message, Command | Event):
+    """Raise NotAMessage unless `message` is a Command, an Event or a Query."""
+    if not isinstance(message, Command | Event | Query):
         raise NotAMessage(message)
+
+
+def refuse_unsendable(message: object) -> None:
+    """Raise unless `message` can be handled later: NotAMessage, or QueryNotSendable for a query."""
+    refuse_non_message(message)
+    if isinstance(message, Query):
+        raise QueryNotSendable(name_of(message))
 
 
 class Emitting:
@@ -173,11 +190,11 @@ class Emitting:
         if context is not None:
             emit(context, message, self)
         else:
-            refuse_non_message(message)
+            refuse_unsendable(message)
             self._emitted_by_hand().append(message)
 
     def emmit_message(self, message: Message) -> None:
-        """The same as `emit_message` (the ancestor's spelling)."""
+        """Emit a message, as `emit_message` does (the ancestor's spelling)."""
         self.emit_message(message)
 
     @property

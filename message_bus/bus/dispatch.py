@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import inf
 from typing import Any, Literal
 
 from message_bus.bus.outcome import Failure
@@ -26,16 +27,32 @@ from message_bus.messages.envelope import Envelope, new_envelope
 from message_bus.messages.message import Message
 
 MAX_NESTING = 64  # calls of handle() inside handle(): each takes some frames of Python's own limit of 1,000
+UNCOUNTED_DEPTH = 4  # a handler may well publish thousands of events at once; deeper down that is a circle
 
 
 ALWAYS_RAISED = (CascadeLimitExceeded, AsyncHandlerOnSyncBus)
 """Errors that are nobody's business but the programmer's: they leave a dispatch even through event handlers."""
 
 
+class Attempt:
+    """One call of a handler by a middleware, which may catch its error; `outer`: the attempt that it is part of."""
+
+    __slots__ = ("outer",)
+
+    def __init__(self, outer: Attempt | None) -> None:
+        self.outer = outer
+
+    def includes(self, attempt: Attempt | None) -> bool:
+        """Whether `attempt` is this one or a part of it."""
+        while attempt is not None and attempt is not self:
+            attempt = attempt.outer
+        return attempt is self
+
+
 class Emission:
     """A message of a dispatch: who emitted it, and what was in hand then. Its envelope is made when first asked for."""
 
-    __slots__ = ("emitter", "envelope", "message", "parent")
+    __slots__ = ("attempt", "emitter", "envelope", "message", "parent")
 
     def __init__(
         self,
@@ -44,7 +61,9 @@ class Emission:
         parent: Emission | None = None,
         emitter: object = None,
         envelope: Envelope | None = None,
+        attempt: Attempt | None = None,
     ) -> None:
+        self.attempt = attempt
         self.message = message
         self.parent = parent
         self.emitter = emitter
@@ -54,19 +73,28 @@ class Emission:
 class Cascade:
     """The local state of one dispatch: its queue, which of its messages is in hand, and what failed."""
 
-    __slots__ = ("correlation_id", "depth", "emissions", "failures", "in_hand", "taken")
+    __slots__ = ("correlation_id", "crowd", "depth", "emissions", "failures", "in_hand", "outermost", "taken")
 
-    def __init__(self, root: Emission | None, *, depth: int = 0, correlation_id: str | None = None) -> None:
+    def __init__(
+        self,
+        root: Emission | None,
+        *,
+        depth: int = 0,
+        correlation_id: str | None = None,
+        outer: Cascade | None = None,
+    ) -> None:
         self.in_hand = root
+        self.outermost: Cascade | None = None if outer is None else outer.outermost or outer
+        self.crowd: float = 0
         self.depth = depth
         self.correlation_id = correlation_id
         self.emissions: list[Emission] = []
         self.taken = 0
         self.failures: list[Failure] = []
 
-    def emit(self, message: Message, emitter: object = None) -> None:
+    def emit(self, message: Message, emitter: object = None, attempt: Attempt | None = None) -> None:
         """Put a message at the end of the queue."""
-        self.emissions.append(Emission(message, parent=self.in_hand, emitter=emitter))
+        self.emissions.append(Emission(message, parent=self.in_hand, emitter=emitter, attempt=attempt))
 
     def take(self, limit: int) -> Message | None:
         """Take the next message in hand; None when the queue is empty.
@@ -93,9 +121,30 @@ class Cascade:
         del self.emissions[mark:]
         self.taken = min(self.taken, mark)
 
+    def forget(self, attempt: Attempt) -> None:
+        """Forget what was emitted in `attempt`: it failed. Others, which may run at the same time, keep theirs."""
+        for emission in self.emissions[self.taken :]:
+            if attempt.includes(emission.attempt):
+                self.emissions.remove(emission)
+
     def emitted(self, emitter: object = None) -> list[Message]:
         """What was emitted so far: by `emitter`, or by anybody."""
         return [each.message for each in self.emissions if emitter is None or each.emitter is emitter]
+
+    def join_crowd(self, limit: int, message: Message) -> Cascade | None:
+        """Count a dispatch deep inside of another one, whose handlers run at once; return where `crowd` is to be lowered.
+
+        A circle of handlers that run at once doubles on every level, so that memory ends before its depth does.
+
+        Raises: CascadeLimitExceeded beyond `limit`, and for the outermost dispatch from then on.
+        """
+        if self.outermost is None or self.depth <= UNCOUNTED_DEPTH:
+            return None
+        if self.outermost.crowd >= limit:
+            self.outermost.crowd = inf
+            raise CascadeLimitExceeded(limit, name_of(message))
+        self.outermost.crowd += 1
+        return self.outermost
 
     def envelope(self) -> Envelope | None:
         """The envelope of the message in hand, and with it those of its ancestors that have none yet."""
@@ -118,13 +167,12 @@ class Cascade:
 class Route:
     """What is to be run for one message type, composed when its handlers were registered.
 
-    `label`: the key of the message in the sync bus's results. `handlers`: as they were given. `calls`: one
-    `call(message, context, *args, **kwargs)` for each of them. `only`: `call(message, context)` if there is exactly one
-    handler, else None: the straight line of `handle`.
+    `label`: what kind of message it is, and its key in the sync bus's results. `handlers`: as they were given. `calls`:
+    one `call(message, context, *args, **kwargs)` for each of them. `only`: `call(message, context)` if there is exactly
+    one handler, else None: the straight line of `handle`.
     """
 
-    is_command: bool
-    label: Literal["command", "event"]
+    label: Literal["command", "event", "query"]
     handlers: tuple[Any, ...]
     calls: tuple[Any, ...]
     only: Any

@@ -7,32 +7,37 @@ a session (G10), and keeps nothing of a message once `handle` has returned or ra
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
+from datetime import timedelta
 from types import CoroutineType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 
-from message_bus.bus.abc import MessageBusABC
+from message_bus.bus.abc import LEASE, MessageBusABC
 from message_bus.bus.calling import Call, handler_name, is_async
 from message_bus.bus.context import Context, cascade_of, current_context
 from message_bus.bus.dispatch import Route
+from message_bus.bus.middleware import Middleware, around, check_middleware, refused_coroutine
 from message_bus.bus.outcome import Failure, Outcome
 from message_bus.bus.wired import WiredBus, emitted_so_far, refuse_ask, settle, settle_delivery
 from message_bus.errors import AsyncHandlerOnSyncBus
-from message_bus.messages.message import Message
+from message_bus.messages.message import Command, Message, Query
 
 if TYPE_CHECKING:
     from message_bus.delivery.report import OutboxReport
+
+R = TypeVar("R")
 
 _in_hand = current_context.get
 _enter = current_context.set
 _leave = current_context.reset
 
 
-class MessageBus(WiredBus, MessageBusABC):
+class MessageBus(WiredBus[Middleware], MessageBusABC):
     """Hands commands to their one handler and events to all of theirs.
 
     `on_event_error`: a failing event handler never stops the others. "log" logs it with its traceback, to the logger
     "message_bus"; "raise" makes `handle` raise an ExceptionGroup after all have run. `max_cascade`: how many emitted
-    messages one dispatch may handle.
+    messages one dispatch may handle. `middleware`: functions around every call of a handler, the first outermost
+    (`add_middleware`).
 
     Thread safety: register handlers first; then any number of threads may handle messages on one bus.
     """
@@ -66,7 +71,7 @@ class MessageBus(WiredBus, MessageBusABC):
             try:
                 result = only(message, mine)
                 if type(result) is CoroutineType:
-                    raise _refused(route.handlers[0], result)
+                    raise refused_coroutine(route.handlers[0], result)
                 if mine._state is message:  # nothing was emitted, nobody asked for the envelope
                     return [{route.label: message, "result": result}]
                 settle(mine)
@@ -90,8 +95,14 @@ class MessageBus(WiredBus, MessageBusABC):
         """
         return self._dispatch(message, args, kwargs, context)
 
+    @overload
+    def ask(self, query: Query[R], *, context: Mapping[str, Any] | None = None) -> R: ...
+
+    @overload
+    def ask(self, query: Command, *, context: Mapping[str, Any] | None = None) -> Any: ...
+
     def ask(self, query: Message, *, context: Mapping[str, Any] | None = None) -> Any:
-        """Handle a message that has one handler, and return that handler's result.
+        """Handle a query (or a command) and return its handler's result.
 
         Raises: as `handle`; WiringError for an event.
         """
@@ -130,7 +141,7 @@ class MessageBus(WiredBus, MessageBusABC):
                 try:
                     result = call(message, context)
                     if type(result) is CoroutineType:
-                        raise _refused(handler, result)
+                        raise refused_coroutine(handler, result)
                 except Exception as error:
                     failures.append(Failure(message, handler, error))
             if failures:
@@ -143,26 +154,38 @@ class MessageBus(WiredBus, MessageBusABC):
         return len(route.calls)
 
     def process_outbox(
-        self, outbox_repo: Any, *, limit: int | None = None, only: Collection[str] | None = None
+        self,
+        outbox_repo: Any,
+        *,
+        limit: int | None = None,
+        only: Collection[str] | None = None,
+        lease: timedelta = LEASE,
     ) -> OutboxReport:
         """Deliver what is in the outbox until nothing is left, or `limit` messages; return what was done.
 
         It commits the session behind `outbox_repo` (also a Session or Connection), and refuses one with unflushed work.
         Handlers' failures do not raise: they are retried by later calls and end as dead letters (G2, G3, G5, G7).
-        Two calls at once do not hurt: each claims subscriptions, and reports those taken elsewhere as busy.
+        Two calls at once do not hurt: each claims subscriptions, and reports those taken elsewhere as busy. `lease`: how long
+        this process may be silent (killed, frozen) before another one takes its place.
         `only`: names of subscriptions.
 
         Raises: UnflushedWork; SettingsError for a name in `only` that does not exist.
         """
         from message_bus.delivery.process import process_outbox
 
-        return process_outbox(self, outbox_repo, limit=limit, only=only)
+        return process_outbox(self, outbox_repo, limit=limit, only=only, lease=lease)
 
     # -------------------------------------------------------------------------------------------------------------
 
     def _refuse(self, handler: Any, target: Call) -> None:
         if is_async(target):
             raise AsyncHandlerOnSyncBus(handler_name(handler))
+
+    def _check_middleware(self, middleware: Any) -> None:
+        check_middleware(middleware)
+
+    def _around(self, handler: Any, call: Call) -> Call:
+        return around(self._middleware, handler, call)
 
     def _handle(
         self,
@@ -223,14 +246,9 @@ class MessageBus(WiredBus, MessageBusABC):
             try:
                 result = call(message, mine, *args, **kwargs)
                 if type(result) is CoroutineType:
-                    raise _refused(handler, result)
+                    raise refused_coroutine(handler, result)
                 settle(mine)
             except Exception as error:
                 self._failed(route, handler, message, mine, mark, error)
             else:
                 results.append({route.label: message, "result": result})
-
-
-def _refused(handler: Any, coroutine: CoroutineType[Any, Any, Any]) -> AsyncHandlerOnSyncBus:
-    coroutine.close()
-    return AsyncHandlerOnSyncBus(handler_name(handler))

@@ -6,12 +6,14 @@ unless all of it is valid.
 
 from __future__ import annotations
 
+import copy
 import logging
+import threading
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Generic, Literal, Self, TypeVar
 
-from message_bus.bus.abc import AnyBusABC, C, E
+from message_bus.bus.abc import AnyBusABC, C, E, F, M, only_one_handler, refuse_other_kind
 from message_bus.bus.calling import (
     Call,
     EventHandlers,
@@ -33,25 +35,35 @@ from message_bus.bus.dispatch import (
     nesting,
 )
 from message_bus.bus.outcome import Failure
-from message_bus.errors import HandlerNotFound, NotAMessage, SettingsError, WiringError, names_of
-from message_bus.messages.message import Command, Event, Message
+from message_bus.errors import HandlerNotFound, SettingsError, WiringError, names_of
+from message_bus.messages.definition import definition_of
+from message_bus.messages.message import Command, Event, Message, Query
 from message_bus.messages.registry import Registry
 from message_bus.outbox_handlers.base import AsyncOutboxHandlerABC, OutboxHandlerABC
 from message_bus.repositories.registering import register_all
 
 logger = logging.getLogger("message_bus")
 
+Q = TypeVar("Q", bound=Query[Any])
+W = TypeVar("W")  # the middleware of a colour
+_LABELS: dict[type[Message], Literal["command", "event", "query"]] = {
+    Command: "command",
+    Event: "event",
+    Query: "query",
+}
 
-class WiredBus(AnyBusABC):
+
+class WiredBus(AnyBusABC, Generic[W]):
     """The half of a bus that has no colour. Registering is for start-up; handling is safe for threads and tasks then."""
 
     def __init__(
         self,
-        event_handlers: Mapping[type[Event], Sequence[Any]] | None = None,
-        command_handlers: Mapping[type[Command], Any] | None = None,
+        event_handlers: Mapping[type[E], Sequence[Any]] | None = None,
+        command_handlers: Mapping[type[C], Any] | None = None,
         *,
         on_event_error: Literal["log", "raise"] = "log",
         max_cascade: int = 1_000,
+        middleware: Sequence[W] = (),
     ) -> None:
         problems: list[str] = []
         if on_event_error not in ("log", "raise"):
@@ -66,6 +78,11 @@ class WiredBus(AnyBusABC):
         self._max_cascade = max_cascade
         self._routes: dict[type[Message], Route] = {}
         self._outbox_handlers: tuple[Any, ...] = ()
+        self._middleware: tuple[Any, ...] = ()
+        self._twins: list[Self] = []
+        self._wiring = threading.RLock()
+        for each in middleware:
+            self.add_middleware(each)
         for event_type, handlers in (event_handlers or {}).items():
             self.set_event_handlers(event_type, handlers)
         for command_type, handler in (command_handlers or {}).items():
@@ -74,6 +91,14 @@ class WiredBus(AnyBusABC):
     @abstractmethod
     def _refuse(self, handler: Any, target: Call) -> None:
         """Raise if this bus cannot run `target`."""
+
+    @abstractmethod
+    def _check_middleware(self, middleware: Any) -> None:
+        """Raise if this bus cannot run it."""
+
+    @abstractmethod
+    def _around(self, handler: Any, call: Call) -> Call:
+        """`call` with the bus's middleware around it."""
 
     def _target_of(self, handler: Any) -> Call:
         target = target_of(handler)
@@ -108,15 +133,65 @@ class WiredBus(AnyBusABC):
             raise SettingsError(f"handlers of {_name_of_thing(event_type)}", ["must be a list of handlers"])
         self._set(event_type, Event, tuple(handlers))
 
+    def set_query_handler(self, query_type: type[Q], handler: Handler[Q]) -> None:
+        """Let `handler` answer this query, in place of the one before.
+
+        Raises: NotAMessage, SettingsError; AsyncHandlerOnSyncBus on a MessageBus.
+        """
+        self._set(query_type, Query, (handler,))
+
+    def subscribe(self, message_type: type[M], handler: Handler[M]) -> None:
+        """Let `handler` handle this message: an event behind the handlers that it has already, else as its only one.
+
+        A dispatch in hand keeps the handlers it began with.
+
+        Raises: SettingsError if a command or query has a handler already; as `set_event_handlers`.
+        """
+        with self._wiring:
+            if not _is_class_of(message_type, Query):
+                super().subscribe(message_type, handler)
+            elif self._only_handler(message_type, "query") is not None:
+                raise only_one_handler("query", message_type)
+            else:
+                self._set(message_type, Query, (handler,))
+
+    def query_handler(self, query_type: type[Query[Any]]) -> Callable[[F], F]:
+        """Register the decorated function for a query: `@bus.query_handler(GetOrder)`.
+
+        Raises: as `subscribe`.
+        """
+        return self._subscriber("query_handler", Query, query_type)
+
+    def add_middleware(self, middleware: W) -> None:
+        """Put a function around every call of every handler, inside of the middleware that is there already.
+
+        It is called as `middleware(message, context, call_next)` and returns what `call_next()` returned, or something
+        else; on an AsyncMessageBus it is async, and so is `call_next`. Holds for handlers registered before and later.
+
+        Raises: SettingsError; AsyncHandlerOnSyncBus on a MessageBus.
+        """
+        self._check_middleware(middleware)
+        with self._wiring:
+            self._middleware = (*self._middleware, middleware)
+            self._routes = {
+                message_type: self._route(route.label, route.handlers)
+                for message_type, route in self._routes.items()
+            }
+            for twin in self._twins:
+                twin.add_middleware(middleware)
+
+    def get_query_handler(self, query_type: type[Query[Any]]) -> Any:
+        """Return the handler of a query as it was registered; None if there is none."""
+        return self._only_handler(query_type, "query")
+
     def get_command_handler(self, command_type: type[Command]) -> Any:
-        """The handler of a command as it was registered; None if there is none."""
-        route = self._routes.get(command_type)
-        return route.handlers[0] if route is not None and route.is_command else None
+        """Return the handler of a command as it was registered; None if there is none."""
+        return self._only_handler(command_type, "command")
 
     def get_event_handlers(self, event_type: type[Event]) -> list[Any]:
-        """The handlers of an event as they were registered; changing the list changes nothing."""
+        """Return the handlers of an event as they were registered; changing the list changes nothing."""
         route = self._routes.get(event_type)
-        return list(route.handlers) if route is not None and not route.is_command else []
+        return list(route.handlers) if route is not None and route.label == "event" else []
 
     @property
     def outbox_handlers(self) -> list[Any]:
@@ -137,9 +212,12 @@ class WiredBus(AnyBusABC):
         names: list[str] = []
         for handler in handlers:
             if not isinstance(handler, OutboxHandlerABC | AsyncOutboxHandlerABC):
-                problems.append(
-                    f"{_name_of_thing(handler)} is not an outbox handler (derive it from OutboxHandlerABC)"
+                remedy = (
+                    "is a class (make an instance)"
+                    if isinstance(handler, type)
+                    else "is not an outbox handler (derive it from OutboxHandlerABC)"
                 )
+                problems.append(f"{_name_of_thing(handler)} {remedy}")
                 continue
             for method in (handler.handle, handler._handle):
                 self._refuse(handler, method)
@@ -156,24 +234,50 @@ class WiredBus(AnyBusABC):
             handler.attach(self)
         self._outbox_handlers = tuple(handlers)
 
+    def with_event_handlers(self, event_handlers: Mapping[type[E], Sequence[Any]]) -> Self:
+        """Return a bus like this one, with its context, message types and middleware, for these event handlers only."""
+        with self._wiring:
+            twin = copy.copy(self)
+            twin._routes = {}
+            twin._twins = []
+            for event_type, handlers in event_handlers.items():
+                twin.set_event_handlers(event_type, handlers)
+            self._twins.append(twin)  # for middleware that is added later
+        return twin
+
+    def _only_handler(self, message_type: type[Message], label: str) -> Any:
+        route = self._routes.get(message_type)
+        return route.handlers[0] if route is not None and route.label == label else None
+
     def _set(
-        self, message_type: type[Message], kind: type[Command | Event], handlers: tuple[Any, ...]
+        self,
+        message_type: type[Message],
+        kind: type[Command | Event | Query[Any]],
+        handlers: tuple[Any, ...],
     ) -> None:
-        if not isinstance(message_type, type) or not issubclass(message_type, kind):
-            if isinstance(message_type, type) and issubclass(message_type, Message):
-                problem = f"is not a{'n' if kind is Event else ''} {kind.__name__} (derive it from message_bus.{kind.__name__})"
-                raise SettingsError(f"message type {message_type.__name__!r}", [problem])
-            raise NotAMessage(message_type)
+        refuse_other_kind(message_type, kind)
+        with self._wiring:
+            route = self._route(_LABELS[kind], handlers)
+            if kind is Query:
+                definition_of(
+                    message_type
+                )  # checks the class; no row names a query, so its name may be another's, too
+            else:
+                self.registry.register(message_type)
+            self._routes[message_type] = route
+
+    def _route(self, label: Literal["command", "event", "query"], handlers: tuple[Any, ...]) -> Route:
         targets = [self._target_of(handler) for handler in handlers]
-        route = Route(
-            is_command=kind is Command,
-            label="command" if kind is Command else "event",
+        short = short_call_of(targets[0]) if len(targets) == 1 else None
+        return Route(
+            label=label,
             handlers=handlers,
-            calls=tuple(map(call_of, targets)),
-            only=short_call_of(targets[0]) if len(targets) == 1 else None,
+            calls=tuple(
+                self._around(handler, call_of(target))
+                for handler, target in zip(handlers, targets, strict=True)
+            ),
+            only=None if short is None else self._around(handlers[0], short),
         )
-        self.registry.register(message_type)
-        self._routes[message_type] = route
 
     # --- for the two colours -------------------------------------------------------------------------------------
 
@@ -183,8 +287,8 @@ class WiredBus(AnyBusABC):
         if route is not None:
             return route
         refuse_non_message(message)
-        if isinstance(message, Command):
-            raise HandlerNotFound(name_of(message))
+        if not isinstance(message, Event):
+            raise HandlerNotFound(name_of(message), "query" if isinstance(message, Query) else "command")
         logger.debug("no handler for event %r", name_of(message), extra={"message_name": name_of(message)})
         return None
 
@@ -203,7 +307,10 @@ class WiredBus(AnyBusABC):
             envelope=envelope if envelope is not None and envelope.message is message else None,
         )
         context._state = Cascade(
-            root, depth=nesting(outer, message, self._max_cascade), correlation_id=correlation_id()
+            root,
+            depth=nesting(outer, message, self._max_cascade),
+            correlation_id=correlation_id(),
+            outer=outer,
         )
         return context
 
@@ -212,8 +319,10 @@ class WiredBus(AnyBusABC):
     ) -> None:
         """Record that an event handler failed, and drop what it emitted; raise again what is not to be survived."""
         cascade = cascade_of(context)
-        if route.is_command or isinstance(error, ALWAYS_RAISED) or cascade is None:
+        if route.label != "event" or isinstance(error, ALWAYS_RAISED) or cascade is None:
             raise error
+        if cascade.depth and isinstance(error, RecursionError):
+            raise error  # a circle that met Python's own limit: on every level the other handlers would meet it again
         cascade.drop(mark)
         failure = Failure(message, handler, error)
         cascade.failures.append(failure)
@@ -288,10 +397,14 @@ def settle_delivery(context: Context) -> None:
 def refuse_ask(query: Message) -> None:
     """Raise unless `query` is something with exactly one handler."""
     refuse_non_message(query)
-    if not isinstance(query, Command):
+    if isinstance(query, Event):
         raise WiringError(
             f"ask() wants a message with one handler, and {name_of(query)!r} is an event (use handle())"
         )
+
+
+def _is_class_of(thing: object, kind: type[Message]) -> bool:
+    return isinstance(thing, type) and issubclass(thing, kind)
 
 
 def _name_of_thing(thing: object) -> str:

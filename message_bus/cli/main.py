@@ -14,6 +14,10 @@ import click
 
 COMMANDS: Final = {
     # name: (module:attribute, the line that --help prints)
+    "dead-letters": (
+        "message_bus.cli.dead_letters:dead_letters",
+        "Find, replay and discard what was given up.",
+    ),
     "db": ("message_bus.cli.db:db", "Create and upgrade the tables."),
     "process-outbox": (
         "message_bus.cli.process_outbox:process_outbox",

@@ -14,11 +14,18 @@ import click
 from sqlalchemy.engine import URL
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
+from message_bus.delivery.verdicts import error_text, traceback_text
 from message_bus.errors import MessageBusError, SettingsError
 from message_bus.storage.tables import MessageBusTables
 from message_bus.storage.urls import secrets_in, sync_url
 
 DATABASE_URL_VARIABLE: Final = "MESSAGE_BUS_DATABASE_URL"
+_EXTRAS: Final = {
+    "psycopg": "postgres",
+    "asyncpg": "asyncpg",
+    "aiosqlite": "sqlite-async",
+    "greenlet": "postgres",
+}
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 
@@ -67,9 +74,48 @@ def reported(url: URL) -> Generator[None]:
     try:
         yield
     except DBAPIError as error:
-        raise click.ClickException(_without_secrets(_database_error(error, url), url)) from None
+        raise click.ClickException(without_secrets(_database_error(error, url), url)) from None
     except (MessageBusError, SQLAlchemyError, OSError) as error:
-        raise click.ClickException(_without_secrets(str(error), url)) from None
+        raise click.ClickException(without_secrets(str(error), url)) from None
+
+
+@contextmanager
+def explained(url: URL, *, debug: bool | None = None) -> Generator[None]:
+    """Whatever went wrong: one line and exit code 1; with `debug` the traceback before it. Never a password.
+
+    `debug` is None for a command without that option.
+    """
+    try:
+        with reported(url):
+            yield
+    except (click.UsageError, click.exceptions.Exit):
+        raise
+    except Exception as error:
+        if debug:
+            click.echo(without_secrets(traceback_text(error.__context__ or error), url), err=True)
+        text = (
+            error.format_message()
+            if isinstance(error, click.ClickException)
+            else _unforeseen(error, url, hint=debug is not None)
+        )
+        raise click.ClickException(without_secrets(_on_one_line(text), url)) from None
+
+
+def _unforeseen(error: Exception, url: URL, *, hint: bool) -> str:
+    if isinstance(error, ImportError):
+        missing = (error.name or "").partition(".")[0]
+        remedy = (
+            f"pip install 'sqlalchemy-message-bus[{_EXTRAS[missing]}]'"
+            if missing in _EXTRAS
+            else "install it"
+        )
+        return f"the driver for {url.drivername} is missing: {error} ({remedy})"
+    return f"{error_text(error)} (--debug shows the traceback)" if hint else error_text(error)
+
+
+def _on_one_line(text: str) -> str:
+    first, *others = (line.strip().removeprefix("- ") for line in text.splitlines() if line.strip())
+    return f"{first} {'; '.join(others)}" if others else first
 
 
 def _database_error(error: DBAPIError, url: URL) -> str:
@@ -81,7 +127,8 @@ def _database_error(error: DBAPIError, url: URL) -> str:
     return f"database {where}: {said} (check {DATABASE_URL_VARIABLE}, and that this user may do that)"
 
 
-def _without_secrets(message: str, url: URL) -> str:
+def without_secrets(message: str, url: URL) -> str:
+    """The text, with whatever is secret in the URL cut out."""
     for secret in secrets_in(url):
         message = message.replace(secret, "***")
     return message

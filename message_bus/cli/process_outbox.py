@@ -11,7 +11,6 @@ import asyncio
 import json
 import logging
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 from typing import Final
@@ -23,25 +22,18 @@ from sqlalchemy.orm import Session
 
 from message_bus.bus.abc import AsyncMessageBusABC, MessageBusABC
 from message_bus.cli.application import load_bus
-from message_bus.cli.options import DATABASE_URL_VARIABLE, reported, tables_of, tables_options
+from message_bus.cli.options import DATABASE_URL_VARIABLE, explained, tables_of, tables_options
 from message_bus.delivery.process import process_outbox as run
 from message_bus.delivery.report import OutboxReport, SubscriptionReport
-from message_bus.delivery.verdicts import error_text, traceback_text
 from message_bus.errors import SettingsError
 from message_bus.repositories.sqlalchemy import SQLAlchemyOutBoxRepo
 from message_bus.storage.schema import check_schema
 from message_bus.storage.sqlite import configure_sqlite
 from message_bus.storage.tables import MessageBusTables
-from message_bus.storage.urls import parse_url, secrets_in, sync_url
+from message_bus.storage.urls import parse_url, sync_url
 
 EXIT_NOT_DONE: Final = 3
 _ASYNC_DRIVERS: Final = {"sqlite": "sqlite+aiosqlite", "sqlite+pysqlite": "sqlite+aiosqlite"}
-_EXTRAS: Final = {
-    "psycopg": "postgres",
-    "asyncpg": "asyncpg",
-    "aiosqlite": "sqlite-async",
-    "greenlet": "postgres",
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,7 +96,7 @@ def process_outbox(
         tables=tables_of(schema, prefix), limit=limit, only=only or None, lease=timedelta(seconds=lease)
     )
     url = _read_url(database_url)
-    with _explained(url, debug=debug):
+    with explained(url, debug=debug):
         bus = load_bus(app)
         logging.basicConfig(
             format="%(levelname)s %(name)s: %(message)s"
@@ -121,42 +113,6 @@ def _read_url(given: str | None) -> URL:
         return parse_url(given)
     except SettingsError as error:
         raise click.ClickException(str(error)) from None
-
-
-@contextmanager
-def _explained(url: URL, *, debug: bool) -> Iterator[None]:
-    """Whatever went wrong: one line and exit code 1; with `debug` the traceback before it. Never a password."""
-    try:
-        with reported(url):
-            yield
-    except Exception as error:
-        if debug:
-            click.echo(_without_secrets(traceback_text(error.__context__ or error), url), err=True)
-        text = error.format_message() if isinstance(error, click.ClickException) else _unforeseen(error, url)
-        raise click.ClickException(_without_secrets(_on_one_line(text), url)) from None
-
-
-def _unforeseen(error: Exception, url: URL) -> str:
-    if isinstance(error, ImportError):
-        missing = (error.name or "").partition(".")[0]
-        remedy = (
-            f"pip install 'sqlalchemy-message-bus[{_EXTRAS[missing]}]'"
-            if missing in _EXTRAS
-            else "install it"
-        )
-        return f"the driver for {url.drivername} is missing: {error} ({remedy})"
-    return f"{error_text(error)} (--debug shows the traceback)"
-
-
-def _on_one_line(text: str) -> str:
-    first, *others = (line.strip().removeprefix("- ") for line in text.splitlines() if line.strip())
-    return f"{first} {'; '.join(others)}" if others else first
-
-
-def _without_secrets(text: str, url: URL) -> str:
-    for secret in secrets_in(url):
-        text = text.replace(secret, "***")
-    return text
 
 
 def _process(bus: MessageBusABC | AsyncMessageBusABC, url: URL, step: _Step) -> OutboxReport:

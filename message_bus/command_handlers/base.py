@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from message_bus.bus.context import Emitting
+from message_bus.messages.message import Message
+
+M = TypeVar("M", bound=Message)
 
 
 class CommandHandlerABC(Emitting, ABC):
@@ -25,3 +28,19 @@ class AsyncCommandHandlerABC(Emitting, ABC):
     @abstractmethod
     async def handle(self, cmd: Any, context: Any, *args: Any, **kwargs: Any) -> Any:
         """Handle the command; what is returned is its result, what is raised reaches the caller of the bus."""
+
+
+class CommandHandler(Emitting, ABC, Generic[M]):
+    """Handles a command that is named in brackets, on a bus of either colour; `handle` may be async on an async one.
+
+        class CreateOrderHandler(CommandHandler[CreateOrder]):
+            def handle(self, command: CreateOrder) -> None: ...
+
+        bus.subscribe(CreateOrder, CreateOrderHandler())
+
+    One instance serves all threads and tasks: keep nothing of a message on `self`.
+    """
+
+    @abstractmethod
+    def handle(self, command: M, *args: Any, **kwargs: Any) -> Any:
+        """Handle the command; add a parameter `context` to get the context, too."""

@@ -4,7 +4,8 @@
     due and held rows ──► new rows ──► due and held rows ──► ... nothing left
 
 In each pass the sequence of a key is kept (G3): a message whose key is blocked is recorded as held, and becomes
-runnable when those before it are done. Two modes differ in how a group of messages is handled:
+runnable when those before it are done. When an operator has replayed a dead letter, what is in hand is finished and a new
+pass begins: which keys are blocked has to be read again (S3). Two modes differ in how a group of messages is handled:
 `TransactionalRun` on the session whose commit moves the checkpoint, `ConcurrentRun` outside of any transaction.
 Called by `process`; it never waits for a lease and never decides what a failure means (that is `verdicts`).
 """
@@ -110,19 +111,20 @@ class Run:
 
     def _once(self) -> bool:
         """One pass over due rows and one over new ones: was there anything?"""
+        self._lease.outdated = False
         try:
             due = self._reader.due(self._session, now=self._lease.claimed_at)
             moved = False
             waiting: set[str] = set()
             for job in due:
-                if not self._left():
+                if not self._left() or self._lease.outdated:
                     return True
                 if job.position in self._failed_here or job.message.key in waiting:
                     waiting |= {job.message.key} if job.message.key is not None else set()
                     continue
                 moved = True
                 self._group((job,), waiting, to=self._lease.at.position)
-            if not self._left():
+            if not self._left() or self._lease.outdated:
                 return True
             batch = self._reader.new(self._session, self._lease, limit=self._fetch())
             self._new(batch.jobs, set(batch.blocked), up_to=batch.up_to)
@@ -146,7 +148,7 @@ class Run:
         if not jobs and up_to > self._lease.at.position:
             self._recorder.commit(self._session, (), to=up_to)
         index = 0
-        while index < len(jobs):
+        while index < len(jobs) and not self._lease.outdated:
             group = self._next_group(jobs, index, blocked)
             whole = index + len(group) == len(jobs)
             index += self._group(group, blocked, to=up_to if whole else group[-1].position)
@@ -302,6 +304,8 @@ class TransactionalRun(Run):
     def _one_by_one(self, jobs: Sequence[Job], blocked: set[str], *, to: int) -> int:
         self._lease.reload(self._session)  # the commit may have happened, and its answer been lost (S1)
         for number, job in enumerate(jobs, 1):
+            if self._lease.outdated:
+                return number - 1
             if job.position <= self._lease.at.position:
                 continue
             self._group((job,), blocked, to=to if number == len(jobs) else job.position)

@@ -3,7 +3,8 @@
     due and held rows ──► new rows ──► due and held rows ──► ... nothing left
 
 In each pass the sequence of a key is kept (G3): a message whose key is blocked is recorded as held, and becomes
-runnable when those before it are done. Two modes differ in how a group of messages is handled:
+runnable when those before it are done. When an operator has replayed a dead letter, what is in hand is finished and a new
+pass begins: which keys are blocked has to be read again (S3). Two modes differ in how a group of messages is handled:
 `AsyncTransactionalRun` on the session whose commit moves the checkpoint, `AsyncConcurrentRun` outside of any transaction.
 Called by `process`; it never waits for a lease and never decides what a failure means (that is `verdicts`).
 """
@@ -109,19 +110,20 @@ class AsyncRun:
 
     async def _once(self) -> bool:
         """One pass over due rows and one over new ones: was there anything?"""
+        self._lease.outdated = False
         try:
             due = await self._reader.due(self._session, now=self._lease.claimed_at)
             moved = False
             waiting: set[str] = set()
             for job in due:
-                if not self._left():
+                if not self._left() or self._lease.outdated:
                     return True
                 if job.position in self._failed_here or job.message.key in waiting:
                     waiting |= {job.message.key} if job.message.key is not None else set()
                     continue
                 moved = True
                 await self._group((job,), waiting, to=self._lease.at.position)
-            if not self._left():
+            if not self._left() or self._lease.outdated:
                 return True
             batch = await self._reader.new(self._session, self._lease, limit=self._fetch())
             await self._new(batch.jobs, set(batch.blocked), up_to=batch.up_to)
@@ -145,7 +147,7 @@ class AsyncRun:
         if not jobs and up_to > self._lease.at.position:
             await self._recorder.commit(self._session, (), to=up_to)
         index = 0
-        while index < len(jobs):
+        while index < len(jobs) and not self._lease.outdated:
             group = self._next_group(jobs, index, blocked)
             whole = index + len(group) == len(jobs)
             index += await self._group(group, blocked, to=up_to if whole else group[-1].position)
@@ -301,6 +303,8 @@ class AsyncTransactionalRun(AsyncRun):
     async def _one_by_one(self, jobs: Sequence[Job], blocked: set[str], *, to: int) -> int:
         await self._lease.reload(self._session)  # the commit may have happened, and its answer been lost (S1)
         for number, job in enumerate(jobs, 1):
+            if self._lease.outdated:
+                return number - 1
             if job.position <= self._lease.at.position:
                 continue
             await self._group((job,), blocked, to=to if number == len(jobs) else job.position)

@@ -3,7 +3,9 @@
     free ──claim──► mine (epoch + 1, fresh owner token) ──release──► free
                       └── lease_until passes: anybody may claim; my next commit finds no row ► LeaseLost (G6)
 
-Every commit of progress is a compare-and-set on epoch, owner, position and revision (S1). Used by the engine only.
+Every commit of progress is a compare-and-set on epoch, owner, position and revision (S1). An operator who replays a
+dead letter adds two to the revision: that takes nothing from the lease, but what was read before is `outdated` (S3).
+Used by the engine only.
 """
 
 from __future__ import annotations
@@ -152,6 +154,8 @@ class AsyncLease:
         self.at = at
         self.claimed_at = claimed_at
         self.taken_over = taken_over
+        self.outdated = False
+        """An operator has decided something since the engine has read: it reads anew and sets this back."""
         self._lock = statements.lock_mine(tables)
         self._look = statements.look_mine(tables)
         self._advance = statements.advance(tables)
@@ -161,16 +165,30 @@ class AsyncLease:
         self._me = {"subscription": settings.name, "part": partition, "my_epoch": epoch, "me": owner}
 
     async def lock(self, session: AsyncSession) -> None:
-        """Lock the partition's row, before delivery rows are read or changed (S3). Raises LeaseLost."""
+        """Lock the partition's row, before delivery rows are read or changed (S3). Raises LeaseLost.
+
+        If an operator has decided something, what is in hand goes on all the same: it was begun before.
+        """
         row = (await session.execute(self._lock, self._me)).one_or_none()
-        if row is None or Position(row.position, row.revision) != self.at:
+        decided = 0 if row is None else row.revision - self.at.revision
+        if row is None or row.position != self.at.position or decided % statements.DECISION:
             raise LeaseLost(str(self.settings.name), self.partition)
+        if decided:
+            self.at = Position(row.position, row.revision)
+            self.outdated = True
 
     async def advance(self, session: AsyncSession, to: int) -> Position:
         """Move the checkpoint to `to`: the last statement before COMMIT. Raises LeaseLost.
 
-        `self.at` changes only in `committed`, when the commit is known to have happened.
+        `self.at` moves to there only in `committed`, when the commit is known to have happened.
         """
+        if not await self._moved(session, to):
+            await self.lock(session)  # goes on only if it was an operator
+            if not await self._moved(session, to):
+                raise LeaseLost(str(self.settings.name), self.partition)
+        return Position(to, self.at.revision + statements.PROGRESS)
+
+    async def _moved(self, session: AsyncSession, to: int) -> bool:
         moved: CursorResult[Any] = await session.execute(  # type: ignore[assignment]
             self._advance,
             {
@@ -181,9 +199,7 @@ class AsyncLease:
                 "lease": self._lease.total_seconds(),
             },
         )
-        if moved.rowcount != 1:
-            raise LeaseLost(str(self.settings.name), self.partition)
-        return Position(to, self.at.revision + 1)
+        return moved.rowcount == 1
 
     def committed(self, at: Position) -> None:
         """The commit that `advance` prepared has happened."""
@@ -194,7 +210,8 @@ class AsyncLease:
         row = (await session.execute(self._look, self._me)).one_or_none()
         if row is None:
             raise LeaseLost(str(self.settings.name), self.partition)
-        return Position(row.position, row.revision) == expected
+        decided = int(row.revision) - expected.revision  # by operators who have come since: an even number
+        return bool(row.position == expected.position and decided % statements.DECISION == 0)
 
     async def reload(self, session: AsyncSession) -> None:
         """Read where the partition stands: what was in hand is not known any more. Ends its transaction. Raises LeaseLost."""
@@ -202,6 +219,7 @@ class AsyncLease:
         await session.commit()
         if row is None:
             raise LeaseLost(str(self.settings.name), self.partition)
+        self.outdated |= row.revision - self.at.revision not in (0, statements.PROGRESS)
         self.at = Position(row.position, row.revision)
 
     async def renew(self, session: AsyncSession) -> bool:

@@ -12,6 +12,9 @@ import logging
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import sqlalchemy as sa
+from sqlalchemy.orm import InstanceState
+
 from message_bus._compat import result_of
 from message_bus.bus.context import Context
 from message_bus.delivery.report import OutboxReport, SubscriptionReport, summed
@@ -30,6 +33,9 @@ def process_own_rows(
     rows = iter(_unprocessed(repo))
     while limit is None or len(tried) < limit:
         row = _next_untried(rows, tried)
+        if row is None:  # handlers may have registered more meanwhile
+            rows = iter(_unprocessed(repo))
+            row = _next_untried(rows, tried)
         if row is None:
             break
         message_id = row.id
@@ -63,7 +69,18 @@ def _unprocessed(repo: Any) -> list[Any]:
 
 
 def _next_untried(rows: Iterator[Any], tried: set[Any]) -> Any:
-    return next((row for row in rows if row.id not in tried), None)
+    for row in rows:
+        _load(row)
+        if row.id not in tried:
+            return row
+    return None
+
+
+def _load(row: Any) -> None:
+    """Read an entity again that the commit of the row before it has expired: only sync sessions do so by themselves."""
+    state = sa.inspect(row, raiseerr=False)
+    if isinstance(state, InstanceState) and state.expired and state.session is not None:
+        state.session.refresh(row)
 
 
 def _handle(bus: Any, repo: Any, row: Any, handlers: Mapping[str, tuple[Any, Subscription]]) -> bool:

@@ -11,6 +11,9 @@ import logging
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import sqlalchemy as sa
+from sqlalchemy.orm import InstanceState
+
 from message_bus._compat import result_of_async
 from message_bus.bus.context import Context
 from message_bus.delivery.report import OutboxReport, SubscriptionReport, summed
@@ -28,7 +31,10 @@ async def process_own_rows_async(
     delivered = passed_over = failed = 0
     rows = iter(await _unprocessed(repo))
     while limit is None or len(tried) < limit:
-        row = _next_untried(rows, tried)
+        row = await _next_untried(rows, tried)
+        if row is None:  # handlers may have registered more meanwhile
+            rows = iter(await _unprocessed(repo))
+            row = await _next_untried(rows, tried)
         if row is None:
             break
         message_id = row.id
@@ -61,8 +67,19 @@ async def _unprocessed(repo: Any) -> list[Any]:
     return list(await result_of_async(repo.list_unprocessed()) or ())
 
 
-def _next_untried(rows: Iterator[Any], tried: set[Any]) -> Any:
-    return next((row for row in rows if row.id not in tried), None)
+async def _next_untried(rows: Iterator[Any], tried: set[Any]) -> Any:
+    for row in rows:
+        await _load(row)
+        if row.id not in tried:
+            return row
+    return None
+
+
+async def _load(row: Any) -> None:
+    """Read an entity again that the commit of the row before it has expired: only sync sessions do so by themselves."""
+    state = sa.inspect(row, raiseerr=False)
+    if isinstance(state, InstanceState) and state.expired and state.async_session is not None:
+        await state.async_session.refresh(row)
 
 
 async def _handle(bus: Any, repo: Any, row: Any, handlers: Mapping[str, tuple[Any, Subscription]]) -> bool:

@@ -17,7 +17,13 @@ from sqlalchemy import NullPool, QueuePool
 from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.orm import Session
 
-from message_bus._compat import Ticker, on_sync_session, plain_session
+from message_bus._compat import (
+    Ticker,
+    bound_to,
+    on_sync_session,
+    plain_session,
+    session_factory,
+)
 from message_bus.delivery.engine import ConcurrentRun, Run, TransactionalRun
 from message_bus.delivery.housekeeping import promote_due, prune
 from message_bus.delivery.jobs import Tally
@@ -31,6 +37,7 @@ from message_bus.delivery.subscription import Subscription
 from message_bus.errors import LeaseLost, SettingsError, Unavailable, WiringError, names_of
 from message_bus.repositories.registering import as_repo
 from message_bus.repositories.sqlalchemy import SQLAlchemyOutBoxRepo
+from message_bus.repositories.waiting import clause_for
 from message_bus.storage import statements
 from message_bus.storage.outages import is_outage
 from message_bus.storage.preconditions import check_log, check_reader
@@ -40,7 +47,6 @@ from message_bus.storage.watermark import Watermark
 
 logger = logging.getLogger("message_bus.delivery")
 
-LEASE = timedelta(seconds=30)
 RETENTION = timedelta(days=7)
 
 
@@ -50,7 +56,7 @@ def process_outbox(
     *,
     limit: int | None = None,
     only: Collection[str] | None = None,
-    lease: timedelta = LEASE,
+    lease: timedelta = timedelta(seconds=30),
 ) -> OutboxReport:
     """Deliver what is in the outbox. What `MessageBus.process_outbox` says, holds here.
 
@@ -86,6 +92,7 @@ def process_outbox(
                     join_transaction_mode="create_savepoint" if joined else "conditional_savepoint",
                 )
             )
+        stack.enter_context(bound_to(session, clause_for(repo.tables.outbox)))
         refuse_unflushed(plain_session(session))
         if not session.in_transaction():  # else what its connection is in may be its own
             refuse_fragile(plain_session(session))
@@ -102,8 +109,11 @@ def process_outbox(
 
 
 def _refuse_other_colour(bus: Any, repo: Any) -> None:
-    """Our own repository, but not the one for this bus: marking its rows as processed would change nothing."""
-    if type(repo).__module__.startswith("message_bus.repositories."):
+    """Our own repository, but not the one for this bus: marking its rows as processed would change nothing.
+
+    That is so for those over SQLAlchemy and what is derived from them; in memory a mark is stored.
+    """
+    if any(each.__module__.startswith("message_bus.repositories.sqlalchemy") for each in type(repo).__mro__):
         raise WiringError(
             f"{type(bus).__name__}.process_outbox() works on a repository or session of {Session.__name__}, not on "
             f"{type(repo).__name__} (give the other bus, or the other kind of session)"
@@ -212,7 +222,7 @@ class _Step:
             lease=lease,
             reader=Reader(self._tables, settings, lease.partition, self._watermark),
             context=self._bus.context,
-            sessions=self._sessions(),
+            sessions=session_factory(self._session),
         )
         try:
             with ExitStack() as stack:
@@ -246,7 +256,7 @@ class _Step:
 
     def _joined(self) -> bool:
         """Whether the session is part of somebody's transaction (a test that is rolled back, say)."""
-        return isinstance(self._session.bind, Connection)
+        return isinstance(plain_session(self._session).bind, Connection)
 
     def _engine_for_heartbeats(self) -> Engine | None:
         """Where a heartbeat can come from: not inside somebody's transaction, and from a connection of its own.
@@ -255,11 +265,6 @@ class _Step:
         """
         bind = self._session.bind
         return bind if isinstance(bind, Engine) and isinstance(bind.pool, QueuePool | NullPool) else None
-
-    def _sessions(self) -> Any:
-        """A factory of sessions like the caller's, for handlers that run without a transaction."""
-        session = self._session
-        return lambda: type(session)(session.bind, expire_on_commit=plain_session(session).expire_on_commit)
 
     def _report(self, name: str, tally: Tally, *, busy: bool, idle: bool) -> SubscriptionReport:
         found = self._session.execute(statements.failed_counts(self._tables), {"subscription": name})

@@ -13,9 +13,16 @@ from datetime import timedelta
 from typing import Any
 
 from sqlalchemy import NullPool, QueuePool
+from sqlalchemy.engine import Connection
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession
 
-from message_bus._compat import AsyncTicker, on_sync_session_async, plain_session_async
+from message_bus._compat import (
+    AsyncTicker,
+    bound_to_async,
+    on_sync_session_async,
+    plain_session_async,
+    session_factory_async,
+)
 from message_bus.delivery.engine_async import AsyncConcurrentRun, AsyncRun, AsyncTransactionalRun
 from message_bus.delivery.housekeeping_async import promote_due_async, prune_async
 from message_bus.delivery.jobs import Tally
@@ -29,6 +36,7 @@ from message_bus.delivery.subscription import Subscription
 from message_bus.errors import LeaseLost, SettingsError, Unavailable, WiringError, names_of
 from message_bus.repositories.registering import as_repo
 from message_bus.repositories.sqlalchemy_async import AsyncSQLAlchemyOutBoxRepo
+from message_bus.repositories.waiting import clause_for
 from message_bus.storage import statements
 from message_bus.storage.outages import is_outage
 from message_bus.storage.preconditions import check_log, check_reader
@@ -38,7 +46,6 @@ from message_bus.storage.watermark_async import AsyncWatermark
 
 logger = logging.getLogger("message_bus.delivery")
 
-LEASE = timedelta(seconds=30)
 RETENTION = timedelta(days=7)
 
 
@@ -48,7 +55,7 @@ async def process_outbox_async(
     *,
     limit: int | None = None,
     only: Collection[str] | None = None,
-    lease: timedelta = LEASE,
+    lease: timedelta = timedelta(seconds=30),
 ) -> OutboxReport:
     """Deliver what is in the outbox. What `MessageBus.process_outbox` says, holds here.
 
@@ -84,6 +91,7 @@ async def process_outbox_async(
                     join_transaction_mode="create_savepoint" if joined else "conditional_savepoint",
                 )
             )
+        stack.enter_context(bound_to_async(session, clause_for(repo.tables.outbox)))
         refuse_unflushed(plain_session_async(session))
         if not session.in_transaction():  # else what its connection is in may be its own
             refuse_fragile(plain_session_async(session))
@@ -100,8 +108,11 @@ async def process_outbox_async(
 
 
 def _refuse_other_colour(bus: Any, repo: Any) -> None:
-    """Our own repository, but not the one for this bus: marking its rows as processed would change nothing."""
-    if type(repo).__module__.startswith("message_bus.repositories."):
+    """Our own repository, but not the one for this bus: marking its rows as processed would change nothing.
+
+    That is so for those over SQLAlchemy and what is derived from them; in memory a mark is stored.
+    """
+    if any(each.__module__.startswith("message_bus.repositories.sqlalchemy") for each in type(repo).__mro__):
         raise WiringError(
             f"{type(bus).__name__}.process_outbox() works on a repository or session of {AsyncSession.__name__}, not on "
             f"{type(repo).__name__} (give the other bus, or the other kind of session)"
@@ -218,7 +229,7 @@ class _AsyncStep:
             lease=lease,
             reader=AsyncReader(self._tables, settings, lease.partition, self._watermark),
             context=self._bus.context,
-            sessions=self._sessions(),
+            sessions=session_factory_async(self._session),
         )
         try:
             async with AsyncExitStack() as stack:
@@ -252,7 +263,7 @@ class _AsyncStep:
 
     def _joined(self) -> bool:
         """Whether the session is part of somebody's transaction (a test that is rolled back, say)."""
-        return isinstance(self._session.bind, AsyncConnection)
+        return isinstance(plain_session_async(self._session).bind, Connection)
 
     def _engine_for_heartbeats(self) -> AsyncEngine | None:
         """Where a heartbeat can come from: not inside somebody's transaction, and from a connection of its own.
@@ -261,13 +272,6 @@ class _AsyncStep:
         """
         bind = self._session.bind
         return bind if isinstance(bind, AsyncEngine) and isinstance(bind.pool, QueuePool | NullPool) else None
-
-    def _sessions(self) -> Any:
-        """A factory of sessions like the caller's, for handlers that run without a transaction."""
-        session = self._session
-        return lambda: type(session)(
-            session.bind, expire_on_commit=plain_session_async(session).expire_on_commit
-        )
 
     async def _report(self, name: str, tally: Tally, *, busy: bool, idle: bool) -> SubscriptionReport:
         found = await self._session.execute(statements.failed_counts(self._tables), {"subscription": name})

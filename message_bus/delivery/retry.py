@@ -19,7 +19,7 @@ class RetryPolicy(Protocol):
     """Says how long to wait between two attempts. Immutable, safe to share."""
 
     def delay(self, attempt: int, *, chance: float = 1.0) -> timedelta | None:
-        """How long to wait after failed attempt number `attempt` (1 is the first); None: do not try again.
+        """Say how long to wait after failed attempt number `attempt` (1 is the first); None: do not try again.
 
         `chance` in [0, 1) is drawn by the caller; a policy with jitter scales by it, others ignore it.
         """
@@ -37,7 +37,7 @@ class NoRetry:
     """Never again: the first failure is the last."""
 
     def delay(self, attempt: int, *, chance: float = 1.0) -> timedelta | None:
-        """None, always."""
+        """Return None, always."""
         return None
 
 
@@ -51,7 +51,7 @@ class FixedDelay:
         _refuse_negative("FixedDelay", seconds=self.seconds)
 
     def delay(self, attempt: int, *, chance: float = 1.0) -> timedelta | None:
-        """`seconds`, whatever the attempt."""
+        """Return `seconds`, whatever the attempt."""
         return timedelta(seconds=self.seconds)
 
 
@@ -72,7 +72,7 @@ class LinearBackoff:
         )
 
     def delay(self, attempt: int, *, chance: float = 1.0) -> timedelta | None:
-        """`initial_delay + (attempt - 1) * increment`, at most `max_delay`."""
+        """Return `initial_delay + (attempt - 1) * increment`, at most `max_delay`."""
         return timedelta(seconds=min(self.initial_delay + (attempt - 1) * self.increment, self.max_delay))
 
 
@@ -95,6 +95,6 @@ class ExponentialBackoff:
             raise SettingsError("ExponentialBackoff", ["multiplier is below 1 (the delays would shrink)"])
 
     def delay(self, attempt: int, *, chance: float = 1.0) -> timedelta | None:
-        """`initial_delay * multiplier ** (attempt - 1)`, at most `max_delay`, scaled by `chance` if jittered."""
+        """Return `initial_delay * multiplier ** (attempt - 1)`, at most `max_delay`, scaled by `chance` if jittered."""
         grown = self.initial_delay * self.multiplier ** min(attempt - 1, _MOST_DOUBLINGS)
         return timedelta(seconds=min(grown, self.max_delay) * (chance if self.jitter else 1.0))

@@ -58,7 +58,7 @@ class Subscription:
             raise SettingsError(f"Subscription {self.name!r}" if self.name else "Subscription", problems)
 
     def named(self, default: str) -> Subscription:
-        """The same settings under `default` if they have no name yet."""
+        """Return the same settings, under `default` if they have no name yet."""
         return self if self.name is not None else replace(self, name=default)
 
     def _problems(self) -> list[str]:
@@ -84,8 +84,8 @@ class Subscription:
             problems.append("commit_within must be longer than zero")
         if self.handler_timeout is not None and self.handler_timeout <= timedelta(0):
             problems.append("handler_timeout must be longer than zero (None: for ever)")
-        if not callable(getattr(self.backoff, "delay", None)):
-            problems.append("backoff must be a RetryPolicy (such as ExponentialBackoff())")
+        if isinstance(self.backoff, type) or not callable(getattr(self.backoff, "delay", None)):
+            problems.append("backoff must be a RetryPolicy (an instance, such as ExponentialBackoff())")
         if self.on_dead_letter not in ("continue", "hold"):
             problems.append(f"on_dead_letter {self.on_dead_letter!r} is unknown (use 'continue' or 'hold')")
         if self.types is not None and not self.types:

@@ -11,11 +11,17 @@ import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import Enum
-from typing import TYPE_CHECKING, Any, Final, Literal, cast
+from typing import TYPE_CHECKING, Any, Final, cast
 
 import msgspec
 
-from message_bus.errors import InvalidMessage, MessageDecodeError, MessageDefinitionError, NotAMessage
+from message_bus.errors import (
+    InvalidMessage,
+    MessageDecodeError,
+    MessageDefinitionError,
+    NotAMessage,
+    ValidationError,
+)
 from message_bus.messages.checking import refuse_not_finite, unreadable
 from message_bus.messages.codec import codec_of, explain_encoding, to_json
 from message_bus.messages.finishing import finish, is_message_class, making_of
@@ -23,7 +29,7 @@ from message_bus.messages.misfits import decode_error, user_error
 from message_bus.messages.shapes import overrides
 
 if TYPE_CHECKING:
-    from message_bus.messages.message import Message
+    from message_bus.messages.message import Kind, Message
 
 Payload = bytes | str | Mapping[str, Any]
 
@@ -40,7 +46,7 @@ class MessageDefinition:
     """
 
     cls: type[Message]
-    kind: Literal["COMMAND", "EVENT"]
+    kind: Kind
     name: str
     version: int
     key_of: Callable[[Message], str | None]
@@ -89,7 +95,7 @@ def read_object(name: str, payload: bytes | str) -> dict[str, Any]:
 
 def _define(cls: type[Message]) -> MessageDefinition:
     making = making_of(cls)
-    kind: Literal["COMMAND", "EVENT"] | None = getattr(cls, "__message_kind__", None)
+    kind: Kind | None = getattr(cls, "__message_kind__", None)
     if kind is None:
         raise NotAMessage(cls)
     if inspect.isabstract(cls):
@@ -158,6 +164,8 @@ def _decode_overridden(cls: type[Message], name: str, payload: Payload) -> Messa
         message: object = cls.deserialize(data)
     except MessageDecodeError:
         raise
+    except ValidationError as error:
+        raise decode_error(name, error) from error
     except Exception as error:
         raise MessageDecodeError(name, f"deserialize() raised {type(error).__name__}") from error
     if not isinstance(message, cls):

@@ -1,7 +1,6 @@
-"""The base classes of messages: `Message`, `Command`, `Event`.
+"""The base classes of messages: `Message`, `Command`, `Event`, `Query`.
 
-A message is a dataclass. Deriving is enough; decorating with `@dataclass(...)` works too, and so does a
-hand-written
+A message is a dataclass. Deriving is enough; decorating with `@dataclass(...)` works too, and so does a hand-written
 `__init__`. What makes an undecorated class a dataclass lives in `finishing.py`, how it becomes JSON in
 `codec.py`; this module holds only what users derive from. Nothing here is paid per instance.
 """
@@ -10,24 +9,44 @@ from __future__ import annotations
 
 import copyreg
 import dataclasses
+import typing
 from abc import ABCMeta
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, dataclass_transform
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, Self, dataclass_transform
 
 from message_bus.errors import SettingsError, names_of
 from message_bus.messages.codec import codec_of
 from message_bus.messages.finishing import Making, adopt, finish, initialise, resurrect
 
-Kind = Literal["COMMAND", "EVENT"]
+Kind = Literal["COMMAND", "EVENT", "QUERY"]
 
 
 if TYPE_CHECKING:
+    from typing_extensions import TypeVar  # its default spares strict users a type argument
+
+    R_co = TypeVar("R_co", covariant=True, default=Any)
 
     @dataclass_transform(field_specifiers=(dataclasses.field,))
     class _MessageType(ABCMeta):
         """For type checkers alone: a class that names it is neither frozen nor not, so both may derive from it."""
 
+        def __new__(  # pyright looks here for the class keywords, not at __init_subclass__
+            mcls,
+            cls_name: str,
+            bases: tuple[type, ...],
+            namespace: dict[str, Any],
+            /,
+            *,
+            name: str | None = None,
+            version: int = 1,
+            key: str | Callable[[Any], object] | None = None,
+            renamed_from: str | Sequence[str] = (),
+            frozen: bool = False,
+            kw_only: bool = False,
+        ) -> Any: ...
+
 else:
+    R_co = typing.TypeVar("R_co", covariant=True)
     _MessageType = type
 
 
@@ -49,7 +68,7 @@ def _is_base(cls: type) -> bool:
 
 
 class Message(metaclass=_MessageType):
-    """The base of everything that a bus carries; derive from `Command` or `Event`.
+    """The base of everything that a bus carries; derive from `Command`, `Event` or `Query`.
 
     A derived class is a dataclass, with or without the decorator. Options are class keywords:
 
@@ -158,4 +177,15 @@ class Event(Message, metaclass=_MessageType):
     __message_kind__: ClassVar[Kind] = "EVENT"
 
 
-__all__ = ["Command", "Event", "Kind", "Message"]
+class Query(Message, Generic[R_co], metaclass=_MessageType):
+    """A question: exactly one handler, and its result is the answer; ask it with `bus.ask(query)`.
+
+    `class GetOrder(Query[OrderView])` tells type checkers what the answer is; `class GetOrder(Query)` leaves it open.
+    Somebody waits for the answer, so a query is neither emitted nor put into an outbox.
+    """
+
+    __slots__ = ()
+    __message_kind__: ClassVar[Kind] = "QUERY"
+
+
+__all__ = ["Command", "Event", "Kind", "Message", "Query"]

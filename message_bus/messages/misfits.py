@@ -13,7 +13,7 @@ from typing import Any, cast
 
 import msgspec
 
-from message_bus.errors import InvalidMessage, MessageDecodeError
+from message_bus.errors import InvalidMessage, MessageDecodeError, ValidationError
 
 MISSING = "missing"
 
@@ -46,12 +46,16 @@ def misfit_of(error: Exception) -> Misfit:
     """Say what an error of decoding means."""
     if isinstance(error, Misfit):
         return error
+    if isinstance(error, ValidationError):
+        return Misfit(error.field, error.message)
     if not isinstance(error, msgspec.MsgspecError):
         return Misfit(None, _refusal(error))
     if not isinstance(error, msgspec.ValidationError):
         return Misfit(None, "the payload is not valid JSON")
     text, path, of_key = _split(str(error))
     cause = error.__cause__
+    if isinstance(cause, ValidationError):
+        cause = misfit_of(cause)
     if isinstance(cause, Misfit):
         return Misfit(_join(path, cause.field), cause.reason)
     if isinstance(cause, Exception):

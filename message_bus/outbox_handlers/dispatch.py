@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import replace
+from typing import Any, TypeVar
 from uuid import NAMESPACE_OID, UUID, uuid5
 
 from message_bus.bus.context import Context
@@ -15,6 +16,8 @@ from message_bus.messages.message import Event
 from message_bus.outbox_handlers.base import OutboxHandlerABC
 from message_bus.repositories.outbox_message import OutboxMessage
 
+E = TypeVar("E", bound=Event)
+
 _DISPATCH = Subscription(name="dispatch")
 
 
@@ -22,8 +25,9 @@ class DispatchOutboxHandler(OutboxHandlerABC):
     """Hands each message to the handlers that are registered for its type, transactionally by default (G5).
 
     `bus`: the bus whose handlers run; None means the bus it is set on (`bus.set_outbox_handlers`), which is also the
-    default when no outbox handler is set at all. `handlers`: run these event handlers instead of the bus's; give
-    handlers with effects outside of the database a `DispatchOutboxHandler` (so a subscription) of their own.
+    default when no outbox handler is set at all. `handlers`: run these event handlers instead of the bus's, and read only
+    their events; give handlers with effects outside of the database such a `DispatchOutboxHandler` (so a subscription)
+    of their own.
 
     All handlers of an event are one unit: if one fails, all are rolled back and tried again. What they emit is
     written to the outbox in their own transaction. Works on MessageBus and AsyncMessageBus alike.
@@ -37,7 +41,7 @@ class DispatchOutboxHandler(OutboxHandlerABC):
         self,
         bus: Any = None,
         *,
-        handlers: Mapping[type[Event], Sequence[Any]] | None = None,
+        handlers: Mapping[type[E], Sequence[Any]] | None = None,
         subscription: Subscription = _DISPATCH,
     ) -> None:
         super().__init__()
@@ -47,6 +51,8 @@ class DispatchOutboxHandler(OutboxHandlerABC):
                 ["handlers= needs a subscription of its own: subscription=Subscription(name=...)"],
             )
         self.bus = bus
+        if handlers is not None and subscription.types is None:
+            subscription = replace(subscription, types=tuple(handlers))
         self.subscription = subscription
         self._own_handlers = handlers
 
@@ -55,10 +61,7 @@ class DispatchOutboxHandler(OutboxHandlerABC):
         if self.bus is None:
             self.bus = bus
         if self._own_handlers is not None:
-            self.bus = type(bus)(
-                event_handlers={event: list(each) for event, each in self._own_handlers.items()}
-            )
-            self.bus.context = bus.context
+            self.bus = self.bus.with_event_handlers(self._own_handlers)
             self._own_handlers = None
 
     def handle(self, outbox_message: Any, context: Any, *args: Any, **kwargs: Any) -> Any:

@@ -18,7 +18,7 @@ from message_bus.repositories.outbox_message import OutboxMessage
 class _AnyRepo(ABC):
     @abstractmethod
     def get_model(self) -> Any:
-        """The class of the rows: `OutboxMessage`, or a model with `id, type, message, payload, meta`."""
+        """Return the class of the rows: `OutboxMessage`, or a model with `id, type, message, payload, meta`."""
 
     @abstractmethod
     def _add(self, outbox_message: Any) -> Any:
@@ -50,11 +50,11 @@ class OutBoxRepoABC(_AnyRepo):
     """
 
     def get(self, id: Any) -> Any:  # noqa: A002
-        """The row with this id; None if there is none."""
+        """Return the row with this id; None if there is none."""
         raise self._missing("get")
 
     def list_unprocessed(self) -> Any:
-        """The rows that were not handled yet, oldest first."""
+        """Return the rows that were not handled yet, oldest first."""
         raise self._missing("list_unprocessed")
 
     def save(self) -> Any:
@@ -70,11 +70,11 @@ class AsyncOutBoxRepoABC(_AnyRepo):
     """The same for an AsyncMessageBus; `_add` stays a plain function, the others may be async or not."""
 
     async def get(self, id: Any) -> Any:  # noqa: A002
-        """The row with this id; None if there is none."""
+        """Return the row with this id; None if there is none."""
         raise self._missing("get")
 
     async def list_unprocessed(self) -> Any:
-        """The rows that were not handled yet, oldest first."""
+        """Return the rows that were not handled yet, oldest first."""
         raise self._missing("list_unprocessed")
 
     async def save(self) -> Any:

@@ -15,7 +15,7 @@ from uuid import UUID
 
 import msgspec
 
-from message_bus.bus.context import correlation_id, in_hand, refuse_non_message
+from message_bus.bus.context import correlation_id, in_hand, refuse_unsendable
 from message_bus.errors import InvalidOutboxMessage, WiringError
 from message_bus.messages.definition import definition_of
 from message_bus.messages.envelope import CORRELATION_ID, Envelope, child_headers
@@ -86,7 +86,7 @@ def _row(
     delay: timedelta | None = None,
     parent: Envelope | None = None,
 ) -> Any:
-    refuse_non_message(message)
+    refuse_unsendable(message)
     if key is not None and not isinstance(key, str):
         raise InvalidOutboxMessage(f"the key must be a str, not {type(key).__name__} (give str(key))")
     if delay is not None and (not isinstance(delay, timedelta) or delay < timedelta(0)):

@@ -54,7 +54,7 @@ class SQLAlchemyOutBoxRepo(OutBoxRepoABC):
         return self._given() if isinstance(self._given, scoped_session) else self._given
 
     def get_model(self) -> type[OutboxMessage]:
-        """The class of the rows."""
+        """Return the class of the rows."""
         return OutboxMessage
 
     def _add(self, outbox_message: OutboxMessage) -> None:
@@ -68,7 +68,7 @@ class SQLAlchemyOutBoxRepo(OutBoxRepoABC):
         targets.flush(self.session)
 
     def get(self, id: UUID | str) -> OutboxMessage | None:  # noqa: A002
-        """The message with this id, with `processed` computed; None if there is none (or no more).
+        """Return the message with this id, with `processed` computed; None if there is none (or no more).
 
         Finds what this session has registered but not yet written, and delayed messages; these have no position.
         """
@@ -83,7 +83,7 @@ class SQLAlchemyOutBoxRepo(OutBoxRepoABC):
         return None
 
     def list_unprocessed(self, limit: int | None = None) -> list[OutboxMessage]:
-        """The messages that are not processed yet, in position order: waiting, retrying, held and dead ones.
+        """Return the messages that are not processed yet, in position order: waiting, retrying, held and dead ones.
 
         A dead letter stays in the list until someone replays or discards it. Messages of other transactions that are
         not committed are not seen, delayed ones not before they are due; what this session has not written comes last.

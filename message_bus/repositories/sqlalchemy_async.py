@@ -52,7 +52,7 @@ class AsyncSQLAlchemyOutBoxRepo(AsyncOutBoxRepoABC):
         return self._given() if isinstance(self._given, async_scoped_session) else self._given
 
     def get_model(self) -> type[OutboxMessage]:
-        """The class of the rows."""
+        """Return the class of the rows."""
         return OutboxMessage
 
     def _add(self, outbox_message: OutboxMessage) -> None:
@@ -66,7 +66,7 @@ class AsyncSQLAlchemyOutBoxRepo(AsyncOutBoxRepoABC):
         await targets.flush_async(self.session)
 
     async def get(self, id: UUID | str) -> OutboxMessage | None:  # noqa: A002
-        """The message with this id, with `processed` computed; None if there is none (or no more).
+        """Return the message with this id, with `processed` computed; None if there is none (or no more).
 
         Finds what this session has registered but not yet written, and delayed messages; these have no position.
         """
@@ -81,7 +81,7 @@ class AsyncSQLAlchemyOutBoxRepo(AsyncOutBoxRepoABC):
         return None
 
     async def list_unprocessed(self, limit: int | None = None) -> list[OutboxMessage]:
-        """The messages that are not processed yet, in position order: waiting, retrying, held and dead ones.
+        """Return the messages that are not processed yet, in position order: waiting, retrying, held and dead ones.
 
         A dead letter stays in the list until someone replays or discards it. Messages of other transactions that are
         not committed are not seen, delayed ones not before they are due; what this session has not written comes last.

@@ -1,24 +1,21 @@
-"""What of a log is settled: committed or never will be. Pure arithmetic over what looks at the database have
-seen.
+"""What of a log is settled: committed or never will be. Pure arithmetic over what looks at the database have seen.
 
 A *look* reads the sequence's last value `high`, and after it the set of writers: the virtual transactions
 that hold RowExclusiveLock on the log. Why a settled position is settled:
 
-1. A writer takes that lock before it draws a position, and holds it until its transaction has ended.
-2. So whoever drew a position at or below `high` is among the writers read after `high`, or has ended already.
-3. A virtual transaction id is not used again while the server lives, and a transaction that gave up the lock
-   at its end has become visible, or has been rolled back, before it did. (One that gave it up by ROLLBACK TO
-   a savepoint rolled back the positions drawn under it; drawing a new one takes the lock anew, and that
-   position is above `high`.)
-4. So when no writer of a look has kept the lock through all later looks, every position up to that look's
-   `high` is in each snapshot taken from now on, or will never exist.
+    1. A writer takes that lock before it draws a position, and holds it until its transaction has ended.
+    2. So whoever drew a position at or below `high` is among the writers read after `high`, or has ended already.
+    3. A virtual transaction id is not used again while the server lives, and a transaction that gave up the lock
+       at its end has become visible, or has been rolled back, before it did. (One that gave it up by ROLLBACK TO
+       a savepoint rolled back the positions drawn under it; drawing a new one takes the lock anew, and that
+       position is above `high`.)
+    4. So when no writer of a look has kept the lock through all later looks, every position up to that look's
+       `high` is in each snapshot taken from now on, or will never exist.
 
 Points 1 and 3 hold only for what `preconditions.py` lets pass, and 3 only within one incarnation of the
-server (W4): after a crash the sequence may hand out once more what it had handed out to transactions that are
-gone.
+server (W4): after a crash the sequence may hand out once more what it had handed out to transactions that are gone.
 
-Called by the watermark (`watermark_async.py`), which does the looking, and by the engine, which decides how
-often.
+Called by the watermark (`watermark_async.py`), which does the looking, and by the engine, which decides how often.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ All instants are the database's clock (S2). A statement that changes a subscript
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 from sqlalchemy import (
     ColumnElement,
@@ -33,6 +33,11 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from message_bus.storage.tables import ACTIVE, DEAD, HELD, IDLE, RETRYING, TRYING, MessageBusTables
 from message_bus.storage.types import utc_after, utc_now
+
+PROGRESS: Final = 1
+"""What a commit of progress adds to a checkpoint's revision."""
+DECISION: Final = 2
+"""What an operator's decision adds. So an odd difference says that a commit has happened, an even one that it has not."""
 
 MESSAGE_COLUMNS = ("id", "type", "message", "version", "key", "key_hash", "payload", "meta", "headers")
 
@@ -169,7 +174,7 @@ def advance(tables: MessageBusTables) -> Update:
         .where(*_mine(tables), t.c.position == bindparam("from"), t.c.revision == bindparam("at_revision"))
         .values(
             position=bindparam("to"),
-            revision=t.c.revision + 1,
+            revision=t.c.revision + PROGRESS,
             lease_until=_extended(t),
         )
     )
@@ -412,6 +417,11 @@ def prune(tables: MessageBusTables) -> Delete:
 
 
 def note_pruned(tables: MessageBusTables) -> Update:
-    """Remember how far log :of_log was pruned."""
+    """Remember how far log :of_log was pruned; a dead letter that was kept, and goes later, takes nothing back (S4)."""
     t = tables.log
-    return update(t).where(t.c.log == bindparam("of_log")).values(pruned_to=bindparam("to"))
+    to = bindparam("to", type_=t.c.pruned_to.type)
+    return (
+        update(t)
+        .where(t.c.log == bindparam("of_log"))
+        .values(pruned_to=case((t.c.pruned_to > to, t.c.pruned_to), else_=to))
+    )

@@ -113,7 +113,7 @@ class MessageBusTables:
         return self.outbox, self.schedule, self.log, self.subscription, self.delivery, self.inbox
 
     def log_table(self, log: str = OUTBOX_LOG) -> Table:
-        """The table of the log with this name.
+        """Return the table of the log with this name.
 
         Raises: SettingsError if there is no such log.
         """
@@ -123,7 +123,7 @@ class MessageBusTables:
         return logs[log]
 
     def qualified(self, name: str) -> str:
-        """The full name of the table or view with this short name, as MetaData spells it (unquoted)."""
+        """Return the full name of the table or view with this short name, as MetaData spells it (unquoted)."""
         return f"{self.schema}.{self.prefix}{name}" if self.schema else f"{self.prefix}{name}"
 
     def create_all(self, bind: Engine | Connection) -> None:

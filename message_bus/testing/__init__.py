@@ -1,14 +1,80 @@
-"""Help for tests of applications that use message_bus: `drain` delivers what a test has registered."""
+"""Help for tests of applications that use message_bus.
+
+`drain` delivers what a test has registered. `Recorder` is a handler that remembers; `DryRunMessageBus` a bus that runs no
+handler. The contracts are tests that a repository or bus of your own inherits; they alone need pytest, and are loaded
+when they are first used.
+"""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Awaitable, Collection
-from typing import Any, overload
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, overload
 
 from message_bus.bus.abc import AsyncMessageBusABC, MessageBusABC
 from message_bus.delivery.report import OutboxReport
 
-__all__ = ["drain"]
+if TYPE_CHECKING:
+    from message_bus.testing.bus_contract import AsyncBusContract, BusContract
+    from message_bus.testing.capabilities import Capabilities
+    from message_bus.testing.dry_run import AsyncDryRunMessageBus, DryRunMessageBus, WouldHandle
+    from message_bus.testing.outbox_contract import AsyncOutboxContract, OutboxContract
+    from message_bus.testing.recorder import Recorded, Recorder
+
+__all__ = [
+    "AsyncBusContract",
+    "AsyncDryRunMessageBus",
+    "AsyncOutboxContract",
+    "BusContract",
+    "Capabilities",
+    "DryRunMessageBus",
+    "OutboxContract",
+    "Recorded",
+    "Recorder",
+    "WouldHandle",
+    "drain",
+]
+
+_MODULE_OF = {
+    "AsyncBusContract": "bus_contract",
+    "AsyncDryRunMessageBus": "dry_run",
+    "AsyncOutboxContract": "outbox_contract",
+    "BusContract": "bus_contract",
+    "Capabilities": "capabilities",
+    "DryRunMessageBus": "dry_run",
+    "OutboxContract": "outbox_contract",
+    "Recorded": "recorder",
+    "Recorder": "recorder",
+    "WouldHandle": "dry_run",
+}
+_TESTS = {  # the modules behind it that hold tests
+    "bus_contract": "bus_contract bus_handling bus_handling_async bus_registering bus_registering_async",
+    "outbox_contract": "outbox_processing outbox_processing_async outbox_registering outbox_registering_async",
+}
+
+
+def __getattr__(name: str) -> Any:
+    module = _MODULE_OF.get(name)
+    if module is None:
+        raise AttributeError(f"module 'message_bus.testing' has no attribute {name!r}")
+    _explain_asserts(_TESTS.get(module, ""))
+    value = getattr(import_module(f"message_bus.testing.{module}"), name)
+    globals()[name] = value
+    return value
+
+
+def _explain_asserts(modules: str) -> None:
+    """Let a failing assert in these modules say what it compared, as it does in the user's own tests."""
+    new = [name for each in modules.split() if (name := f"message_bus.testing.{each}") not in sys.modules]
+    if new:
+        import pytest
+
+        pytest.register_assert_rewrite(*new)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_MODULE_OF})
 
 
 @overload
@@ -22,7 +88,8 @@ def drain(bus: Any, session: Any, *, only: Collection[str] | None = None) -> Any
 
     Commits the session, then processes the outbox with it. In a test that is rolled back at its end, bind the session
     to the test's connection with `join_transaction_mode="create_savepoint"`: everything, checkpoints included, then
-    lives and dies with the test's transaction. Check the report: `assert drain(bus, session).ok`.
+    lives and dies with the test's transaction. A repository, in memory or of your own, does in place of a session: it is
+    saved, then processed. Check the report: `assert drain(bus, session).ok`.
 
     Raises: SettingsError for a session of a test's transaction in another join_transaction_mode.
     """

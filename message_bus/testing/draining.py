@@ -8,7 +8,7 @@ from typing import Any
 
 from sqlalchemy.orm import Session
 
-from message_bus._compat import plain_session
+from message_bus._compat import plain_session, result_of
 from message_bus.delivery.ownership import refuse_fragile
 from message_bus.delivery.process import process_outbox
 from message_bus.delivery.report import OutboxReport
@@ -21,5 +21,5 @@ def drain(bus: Any, session: Any, *, only: Collection[str] | None = None) -> Out
     repo = as_repo(session)
     if isinstance(repo, SQLAlchemyOutBoxRepo) and isinstance(repo.session, Session):
         refuse_fragile(plain_session(repo.session))
-    repo.save()
+    result_of(repo.save())
     return process_outbox(bus, repo, only=only)

@@ -7,7 +7,7 @@ from typing import Any
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from message_bus._compat import plain_session_async
+from message_bus._compat import plain_session_async, result_of_async
 from message_bus.delivery.ownership import refuse_fragile
 from message_bus.delivery.process_async import process_outbox_async
 from message_bus.delivery.report import OutboxReport
@@ -20,5 +20,5 @@ async def drain_async(bus: Any, session: Any, *, only: Collection[str] | None = 
     repo = as_repo(session)
     if isinstance(repo, AsyncSQLAlchemyOutBoxRepo) and isinstance(repo.session, AsyncSession):
         refuse_fragile(plain_session_async(repo.session))
-    await repo.save()
+    await result_of_async(repo.save())
     return await process_outbox_async(bus, repo, only=only)

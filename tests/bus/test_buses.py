@@ -273,7 +273,7 @@ async def test_a_handler_gets_the_context_if_it_takes_one(
 async def test_builtins_and_bound_methods_are_handlers(colour: Colour) -> None:
     """What has no signature gets the message alone."""
     seen: list[Any] = []
-    bus = colour.bus({OrderPlaced: [seen.append, str, id]})
+    bus = colour.bus({OrderPlaced: [seen.append, repr, id]})
     assert len(await colour.values(bus, OrderPlaced())) == 3
     assert seen == [OrderPlaced()]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import asyncio
+import contextlib
 import inspect
 import logging
 import threading
@@ -12,8 +13,16 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from sqlalchemy.orm import Session, sessionmaker
 
 import message_bus.bus
+from message_bus import (
+    DispatchOutboxHandler,
+    InMemoryAsyncMessageBus,
+    InMemoryMessageBus,
+    MessageBusTables,
+    Subscription,
+)
 from message_bus.bus.async_bus import AsyncMessageBus
 from message_bus.bus.context import current_context
 from message_bus.bus.sync_bus import MessageBus
@@ -321,50 +330,190 @@ async def test_a_cancelled_handler_hangs_the_batch() -> None:
             await bus.batch_handle(orders)
 
 
-def test_unbounded_recursion_on_nested_publish() -> None:
-    """Handlers that call the bus in a circle end with CascadeLimitExceeded long before Python's own limit."""
-    bus = MessageBus()
+@pytest.mark.parametrize("make", [MessageBus, InMemoryMessageBus])
+def test_unbounded_recursion_on_nested_publish(make: type[MessageBus]) -> None:
+    """Handlers that publish in a circle end with CascadeLimitExceeded long before Python's own limit."""
+    bus = make()
     depths: list[int] = []
 
     def again(event: OrderPlaced) -> None:
         depths.append(len(inspect.stack(0)))
-        bus.handle(OrderPlaced())
+        bus.publish(OrderPlaced())
 
-    bus.set_event_handlers(OrderPlaced, [again])
+    bus.subscribe(OrderPlaced, again)
+    bus.subscribe(OrderPlaced, again)
     with pytest.raises(CascadeLimitExceeded):
-        bus.handle(OrderPlaced())
-    assert depths[-1] - depths[0] < 500
+        bus.publish(OrderPlaced())
+    assert depths[-1] - depths[0] < 600
+    assert len(depths) == 65
     assert current_context.get() is None
 
 
-async def test_unbounded_recursion_on_nested_async_publish() -> None:
-    """The same for coroutines."""
-    bus = AsyncMessageBus()
+@pytest.mark.parametrize("make", [AsyncMessageBus, InMemoryAsyncMessageBus])
+async def test_unbounded_recursion_on_nested_async_publish(make: type[AsyncMessageBus]) -> None:
+    """The same for coroutines, and for two handlers that run at once on every level."""
+    bus, calls = make(max_cascade=100), [0]
 
-    async def again(command: PlaceOrder) -> None:
-        await bus.handle(PlaceOrder())
+    async def again(event: OrderPlaced) -> None:
+        calls[0] += 1
+        await bus.publish(OrderPlaced())
 
-    bus.set_command_handler(PlaceOrder, again)
-    with pytest.raises(CascadeLimitExceeded):
-        await bus.handle(PlaceOrder())
+    bus.subscribe(OrderPlaced, again)
+    bus.subscribe(OrderPlaced, again)
+    async with asyncio.timeout(30):
+        with pytest.raises(CascadeLimitExceeded):
+            await bus.publish(OrderPlaced())
+    assert calls[0] < 1_000
 
 
-def test_subscribing_during_publish_extends_the_list_being_iterated() -> None:
-    """A handler that registers handlers changes the next dispatch of that message, not the one in hand."""
-    bus, calls = MessageBus(), []
+@pytest.mark.parametrize("make", [MessageBus, InMemoryMessageBus])
+def test_unbounded_recursion_through_middleware(
+    make: type[MessageBus], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Ten functions around a handler meet Python's own limit first: that ends the circle, too, instead of doubling it."""
 
-    def one(event: OrderPlaced) -> None:
-        calls.append("one")
-        bus.set_event_handlers(OrderPlaced, [one, two])
+    def passes(message: Any, context: Any, call_next: Any) -> Any:
+        return call_next()
 
-    def two(event: OrderPlaced) -> None:
-        calls.append("two")
+    bus, calls = make(middleware=[passes] * 10), [0]
 
-    bus.set_event_handlers(OrderPlaced, [one])
-    bus.handle(OrderPlaced())
-    assert calls == ["one"]
-    bus.handle(OrderPlaced())
-    assert calls == ["one", "one", "two"]
+    def again(event: OrderPlaced) -> None:
+        calls[0] += 1
+        bus.publish(OrderPlaced())
+
+    bus.subscribe(OrderPlaced, again)
+    bus.subscribe(OrderPlaced, again)
+    caplog.set_level(logging.CRITICAL, "message_bus")
+    with pytest.raises(RecursionError) if make is InMemoryMessageBus else contextlib.nullcontext():
+        bus.publish(OrderPlaced())
+    assert calls[0] < 200
+    assert current_context.get() is None
+
+
+@pytest.mark.parametrize("make", [MessageBus, InMemoryMessageBus])
+def test_subscribing_during_publish_extends_the_list_being_iterated(make: type[MessageBus]) -> None:
+    """A handler that subscribes itself again is called once by this publish, and twice by the next."""
+    bus, calls = make(), list[str]()
+
+    def again(event: OrderPlaced) -> None:
+        calls.append("called")
+        if len(calls) == 1:
+            bus.subscribe(OrderPlaced, again)
+
+    bus.subscribe(OrderPlaced, again)
+    bus.publish(OrderPlaced())
+    assert len(calls) == 1
+    bus.publish(OrderPlaced())
+    assert len(calls) == 3
+
+
+@pytest.mark.parametrize("make", [AsyncMessageBus, InMemoryAsyncMessageBus])
+async def test_subscribing_during_async_publish_extends_the_list_being_iterated(
+    make: type[AsyncMessageBus],
+) -> None:
+    """The same while another handler of the event is waiting."""
+    bus, calls = make(), list[str]()
+
+    async def again(event: OrderPlaced) -> None:
+        calls.append("called")
+        bus.subscribe(OrderPlaced, again)
+        await asyncio.sleep(0)
+
+    bus.subscribe(OrderPlaced, again)
+    bus.subscribe(OrderPlaced, again)
+    await bus.publish(OrderPlaced())
+    assert len(calls) == 2
+
+
+def test_publishing_inside_a_handler_shares_its_emissions_and_context() -> None:
+    """On an InMemoryMessageBus as well: a nested publish neither sends nor sees what the handler around it has."""
+    bus, order = InMemoryMessageBus(), list[Any]()
+    bus.context["tenant"] = "a"
+
+    def place(command: PlaceOrder, context: Any) -> None:
+        context["mine"] = "outer"
+        context.emit(OrderPaid())
+        bus.publish(OrderPlaced())
+        order.append("placed")
+
+    def placed(event: OrderPlaced, context: Any) -> None:
+        order.append((dict(context), context.emitted_messages))
+        context["mine"] = "inner"
+
+    bus.subscribe(PlaceOrder, place)
+    bus.subscribe(OrderPlaced, placed)
+    bus.subscribe(OrderPaid, lambda event, context: order.append(dict(context)))
+    bus.handle(PlaceOrder(), context={"user": 1})
+    assert order == [({"tenant": "a"}, []), "placed", {"tenant": "a", "user": 1, "mine": "outer"}]
+    assert bus.context == {"tenant": "a"}
+
+
+async def test_one_mutable_context_shared_by_concurrent_publishes() -> None:
+    """Two publishes on an InMemoryAsyncMessageBus that overlap keep their contexts and emissions apart."""
+    barrier, seen = asyncio.Barrier(2), list[Any]()
+
+    async def placed(event: OrderPlaced, context: Any) -> None:
+        context["order"] = event.order_id
+        context.emit(OrderPaid(event.order_id))
+        await barrier.wait()
+        seen.append((event.order_id, context["order"], context.emitted_messages))
+
+    bus = InMemoryAsyncMessageBus({OrderPlaced: [placed]})
+    await asyncio.gather(bus.publish(OrderPlaced(1)), bus.publish(OrderPlaced(2)))
+    assert sorted(seen) == [(1, 1, [OrderPaid(1)]), (2, 2, [OrderPaid(2)])]
+    assert bus.context == {}
+
+
+async def test_a_failing_handler_discards_its_siblings_on_the_in_memory_bus() -> None:
+    """With asyncio.gather the first failure returned at once, while the others ran on with nobody waiting for them."""
+    done: list[str] = []
+
+    async def fails(event: OrderPlaced) -> None:
+        raise RuntimeError
+
+    async def slow(event: OrderPlaced) -> None:
+        await asyncio.sleep(0)
+        done.append("slow")
+
+    bus = InMemoryAsyncMessageBus()
+    bus.subscribe(OrderPlaced, fails)
+    bus.subscribe(OrderPlaced, slow)
+    with pytest.raises(RuntimeError):
+        await bus.publish(OrderPlaced())
+    assert done == ["slow"]
+    assert len(asyncio.all_tasks()) == 1
+
+
+@pytest.mark.parametrize("mode", ["transactional", "concurrent"])
+def test_two_relays_five_rows_nine_deliveries(
+    mode: Any, session_factory: sessionmaker[Session], tables: MessageBusTables
+) -> None:
+    """The first commit released every row lock: here a second relay, started at each of five rows, delivers none of them."""
+    delivered: list[int] = []
+    others: list[Any] = []
+
+    def relay() -> Any:
+        bus = MessageBus({OrderPlaced: [placed]})
+        bus.set_outbox_handlers(
+            [DispatchOutboxHandler(subscription=Subscription(name="dispatch", mode=mode))]
+        )
+        with session_factory() as session:
+            return bus.process_outbox(session)
+
+    def placed(event: OrderPlaced, context: Any) -> None:
+        delivered.append(event.order_id)
+        if threading.current_thread() is threading.main_thread():
+            other = threading.Thread(target=lambda: others.append(relay()))
+            other.start()
+            other.join(30)
+
+    with session_factory() as session, session.begin():
+        for order_id in range(5):
+            MessageBus.register_outbox_message(session, OrderPlaced(order_id))
+    assert relay().delivered == 5
+    assert [(report.delivered, report.busy) for report in others] == [(0, ("dispatch",))] * 5
+    assert delivered == [0, 1, 2, 3, 4]
+    assert relay().delivered == 0
 
 
 def test_an_async_handler_on_a_sync_bus_silently_does_nothing() -> None:

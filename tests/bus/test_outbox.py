@@ -458,6 +458,9 @@ def test_outbox_handlers_are_subscriptions_with_one_name_each() -> None:
         SettingsError, match=r"'builtin_function_or_method' is not an outbox handler.*; .*'Sends'"
     ):
         bus.set_outbox_handlers([first, second, not_one])
+    a_class: Any = DispatchOutboxHandler
+    with pytest.raises(SettingsError, match="'DispatchOutboxHandler' is a class"):
+        bus.set_outbox_handlers([a_class])
     assert [type(each) for each in bus.outbox_handlers] == [DispatchOutboxHandler]
     second.subscription = Subscription(name="second")
     bus.set_outbox_handlers([first, second])

@@ -1,7 +1,8 @@
 """Histories drawn at random, against a model of what must come of them.
 
-A history is a list of steps: transactions that register messages, and runs of `process_outbox` that die, lose the answer
-to a COMMIT, lose their lease, or just end at a limit. Its handler fails by a script. After each step the invariants of
+A history is a list of steps: transactions that register messages, runs of `process_outbox` that die, lose the answer
+to a COMMIT, lose their lease, or just end at a limit, and operators who replay and discard dead letters, between runs and
+in the middle of one. Its handler fails by a script. After each step the invariants of
 G2, G3, G5, G6 and G7 are looked up in the tables. `MESSAGE_BUS_MODEL_EXAMPLES=1000` draws more than the default.
 """
 
@@ -21,6 +22,8 @@ from hypothesis import strategies as st
 from sqlalchemy.orm import Session, sessionmaker
 
 from message_bus import (
+    DeadLetter,
+    DeadLetters,
     DispatchOutboxHandler,
     Event,
     MessageBus,
@@ -38,7 +41,9 @@ LONG_AGO = sa.text("'2020-01-01 00:00:00.000000'")
 CHILD = 1_000  # the message that number n emits has number n + CHILD
 PAYLOAD_THAT_NOBODY_CAN_DECODE = {"n": "x"}
 
-Failure = Literal["error", "reject", "later", "unavailable", "transient", "swallow", "commit", "steal"]
+Failure = Literal[
+    "error", "reject", "later", "unavailable", "transient", "swallow", "commit", "steal", "replay", "discard"
+]
 Point = Literal["handler", "checkpoint", "before commit", "after commit", "answer lost", "commit refused"]
 
 
@@ -75,16 +80,26 @@ class Process:
 
 
 @dataclass(frozen=True)
+class Operate:
+    action: Literal["replay", "discard"]
+    which: Literal["all", "first", "last"]
+    commits: bool
+
+
+@dataclass(frozen=True)
 class History:
     mode: Literal["transactional", "concurrent"]
     partitions: int
     max_attempts: int
     on_dead_letter: Literal["continue", "hold"]
-    steps: tuple[Register | Process, ...]
+    steps: tuple[Register | Process | Operate, ...]
 
 
 _failures = st.sampled_from(
-    ["error", "error", "reject", "later", "unavailable", "transient", "swallow", "commit", "steal"]
+    [
+        *("error", "error", "reject", "later", "unavailable", "transient", "swallow", "commit", "steal"),
+        *("replay", "replay", "discard"),
+    ]
 )
 _messages = st.builds(
     Message,
@@ -109,6 +124,12 @@ _steps = st.one_of(
         fetch_size=st.sampled_from([1, 2, 100]),
         trouble=st.one_of(st.none(), st.tuples(_points, st.integers(1, 14))),
     ),
+    st.builds(
+        Operate,
+        action=st.sampled_from(["replay", "replay", "discard"]),
+        which=st.sampled_from(["all", "first", "last"]),
+        commits=st.sampled_from([True, True, True, False]),
+    ),
 )
 _histories = st.builds(
     History,
@@ -117,6 +138,45 @@ _histories = st.builds(
     max_attempts=st.integers(1, 3),
     on_dead_letter=st.sampled_from(["continue", "hold"]),
     steps=st.lists(_steps, min_size=2, max_size=9).map(tuple),
+)
+
+# the same crowded together: few keys, much dies, and operators decide in the middle of a batch
+_with_operators = st.builds(
+    History,
+    mode=st.just("transactional"),
+    partitions=st.just(1),
+    max_attempts=st.integers(1, 2),
+    on_dead_letter=st.sampled_from(["continue", "continue", "hold"]),
+    steps=st.lists(
+        st.one_of(
+            st.builds(
+                Register,
+                messages=st.lists(
+                    st.builds(
+                        Message,
+                        order=st.sampled_from(["a", "a", "b"]),
+                        fails=st.lists(
+                            st.sampled_from(["reject", "replay", "discard", "error"]), max_size=2
+                        ).map(tuple),
+                        emits=st.just(False),
+                        corrupt=st.just(False),
+                    ),
+                    min_size=2,
+                    max_size=6,
+                ).map(tuple),
+                commits=st.just(True),
+            ),
+            st.builds(
+                Process,
+                limit=st.none(),
+                messages_per_commit=st.sampled_from([1, 1, 3]),
+                fetch_size=st.just(100),
+                trouble=st.none(),
+            ),
+        ),
+        min_size=3,
+        max_size=9,
+    ).map(tuple),
 )
 
 
@@ -133,6 +193,10 @@ class Model:
     sent: list[int] = field(default_factory=list)  # effects of concurrent mode
     checkpoints: dict[int, int] = field(default_factory=dict)
     drawn: int = 0
+    once_dead: set[int] = field(default_factory=set)  # positions that an operator has seen dead
+    discarded: set[int] = field(default_factory=set)
+    too_early: list[Any] = field(default_factory=list)
+    one_by_one: bool = True
     stolen: bool = False
     trouble: list[Any] = field(default_factory=list)
 
@@ -142,6 +206,7 @@ class Model:
 
     def subscribe(self, messages_per_commit: int, fetch_size: int) -> None:
         """Settings of the next run; those that decide about order stay as they are."""
+        self.one_by_one = messages_per_commit == 1
         subscription = Subscription(
             name="dispatch",
             mode=self.history.mode,
@@ -160,6 +225,7 @@ class Model:
         """Write an effect, emit, and fail by the script."""
         db_session: Session | None = context.get("db_session")
         if db_session is not None:
+            self.look_for_earlier_ones(event, context)
             db_session.execute(sa.insert(EFFECT).values(note=str(event.n)))
         if event.emits:
             context.emit(Happened(n=event.n + CHILD, order=event.order))
@@ -190,6 +256,8 @@ class Model:
                 db_session.commit()
             case "steal" if db_session is None or self.is_postgresql:
                 self.steal()
+            case "replay" | "discard" if db_session is None or self.is_postgresql:
+                self.operate(Operate(failure, "all", commits=True))
             case _:
                 raise ValueError("failed")
 
@@ -253,6 +321,27 @@ class Model:
         self.check_report(report, gained=len(self.effects()) - before, troubled=troubled or self.stolen)
         if step.limit is None and not (report.unavailable or report.busy):
             self.check_nothing_waits_for_nothing()
+
+    def operate(self, step: Operate) -> None:
+        """An operator decides about dead letters."""
+        trouble, self.trouble = self.trouble, []
+        with self.sessions() as session:
+            dead_letters = DeadLetters(session, tables=self.tables)
+            found = dead_letters.list(limit=None)
+            chosen = {"all": found, "first": found[:1], "last": found[-1:]}[step.which]
+            decide = dead_letters.replay if step.action == "replay" else dead_letters.discard
+            assert decide(letters=chosen).count == len(chosen)
+            if step.commits:
+                session.commit()
+                self.note(step, chosen)
+        self.trouble = trouble
+
+    def note(self, step: Operate, chosen: list[DeadLetter]) -> None:
+        """What was dead may be delivered late, or never."""
+        positions = {letter.position for letter in chosen}
+        self.once_dead |= positions
+        if step.action == "discard":
+            self.discarded |= positions
 
     def expire_leases(self) -> None:
         """Time passes."""
@@ -319,6 +408,7 @@ class Model:
     def check(self) -> None:
         """What holds after every step."""
         effects = self.effects()
+        assert self.too_early == [], "G3: begun before an earlier one of its key"
         log = self.log()
         position_of = {row.payload["n"]: position for position, row in log.items() if row.payload["n"] != "x"}
         if self.history.mode == "transactional":
@@ -327,7 +417,7 @@ class Model:
         if self.history.mode == "transactional":
             assert set(emitted) <= {n + CHILD for n in effects}, "G5: emitted without its effect"
         # in concurrent mode a worker that lost its lease can still have sent what has died in the other one's hands
-        dead = {row.position for row in self.deliveries() if row.state == "dead"}
+        dead = {row.position for row in self.deliveries() if row.state == "dead"} | self.once_dead
         for key in "abcd":
             first = [position_of[n] for n in dict.fromkeys(effects) if log[position_of[n]].key == key]
             first = [position for position in first if position not in dead]
@@ -340,8 +430,25 @@ class Model:
             assert row.position <= self.checkpoints[self.partition_of(row)], "recorded before it was passed"
             assert row.state in ("retrying", "held", "dead")
             n = log[row.position].payload["n"]
+            assert row.position not in self.discarded, "discarded, and there again"
             if self.history.mode == "transactional":
                 assert n not in effects, "G5: an effect of what is not delivered"
+
+    def look_for_earlier_ones(self, event: Happened, context: Any) -> None:
+        """G3, S3: whatever an operator has replayed, no message is begun before the open ones in front of it.
+
+        (Of several messages that share a commit all are begun with the first.)
+        """
+        if event.order is None or not self.one_by_one:
+            return
+        o, d = self.tables.outbox, self.tables.delivery
+        position = sa.select(o.c.position).where(o.c.id == context.envelope.id).scalar_subquery()
+        blocking = ["retrying", "held"] + (["dead"] if self.history.on_dead_letter == "hold" else [])
+        earlier = sa.select(d.c.position, d.c.state).where(
+            d.c.key == event.order, d.c.position < position, d.c.state.in_(blocking)
+        )
+        # an assertion would be a failure of the handler, like any other
+        self.too_early += [(event.n, row) for row in context.db_session.execute(earlier)]
 
     def partition_of(self, row: Any) -> int:
         """Where a message belongs (S5)."""
@@ -383,10 +490,28 @@ class Model:
         left = {row.position for row in rows}
         effects = set(self.effects())
         for position, row in log.items():
-            assert position in left or row.payload["n"] in effects, f"G2: position {position} is lost"
+            assert position in left | self.discarded or row.payload["n"] in effects, (
+                f"G2: position {position} is lost"
+            )
         known = {row.payload["n"] for row in log.values()}
         corrupt = sum(row.payload["n"] == "x" for row in log.values())
         assert len(self.committed) == len({n for n in known if n != "x" and n < CHILD}) + corrupt, "G1"
+        self.clear_up()
+
+    def clear_up(self) -> None:
+        """Operators replay what is dead and discard what cannot be decoded: then nothing is left, and all is delivered."""
+        to_the_end = Process(limit=None, messages_per_commit=1, fetch_size=100, trouble=None)
+        while rows := self.deliveries():
+            self.operate(Operate("replay", "all", commits=True))
+            self.process(to_the_end)
+            self.check()
+            self.operate(Operate("discard", "first", commits=True))
+            self.process(to_the_end)
+            self.check()
+            assert len(self.deliveries()) < len(rows), "nothing moves"
+        log, effects = self.log(), set(self.effects())
+        unheard = {position for position, row in log.items() if row.payload["n"] not in effects}
+        assert unheard <= self.discarded, "G2: neither delivered nor discarded"
 
 
 def _play(history: History, sessions: sessionmaker[Session], tables: MessageBusTables) -> None:
@@ -412,6 +537,8 @@ def _play(history: History, sessions: sessionmaker[Session], tables: MessageBusT
                 model.register(step)
             case Process():
                 model.process(step)
+            case Operate():
+                model.operate(step)
         model.check()
     model.finish()
 
@@ -438,4 +565,15 @@ def test_any_history_on_postgresql(
     history: History, session_factory: sessionmaker[Session], tables: MessageBusTables
 ) -> None:
     """The same, where the lease can also be taken over while a handler's transaction is open (G6)."""
+    _play(history, session_factory, tables)
+
+
+@pytest.mark.postgresql
+@pytest.mark.timeout(900)
+@settings(max_examples=EXAMPLES or 15, suppress_health_check=_checks, deadline=None)
+@given(history=_with_operators)
+def test_any_history_with_operators_on_postgresql(
+    history: History, session_factory: sessionmaker[Session], tables: MessageBusTables
+) -> None:
+    """G3, S3: operators replay and discard while batches are in hand; no message begins before an open one of its key."""
     _play(history, session_factory, tables)

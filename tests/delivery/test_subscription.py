@@ -4,7 +4,7 @@ from datetime import datetime, timedelta
 
 import pytest
 
-from message_bus import SettingsError, Subscription
+from message_bus import FixedDelay, SettingsError, Subscription
 
 
 def test_defaults_are_the_documented_ones() -> None:
@@ -52,6 +52,12 @@ def test_all_problems_are_reported_at_once() -> None:
     ):
         assert word in text
     assert len(caught.value.problems) == 10
+
+
+def test_a_policys_class_is_not_a_policy() -> None:
+    """It has a method `delay`, but nobody to ask: that would be noticed at the first failure only."""
+    with pytest.raises(SettingsError, match="an instance"):
+        Subscription(backoff=FixedDelay)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("start", ["later", -1, True])

@@ -4,6 +4,7 @@ A block is marked by an HTML comment on the line before it, which readers do not
 
     <!-- file: shop.py -->      the block is saved under this name, to be used by later blocks
     <!-- output -->             the block is what the block before it prints; `...` stands for anything
+    <!-- from: path -->         the block stands word for word in this file of the repository, which other tests run
     <!-- not run: reason -->    the block is only looked at
 
 Unmarked python blocks share one namespace per page; unmarked bash blocks are run, on the pages that are to be followed
@@ -19,6 +20,7 @@ import re
 import shlex
 import subprocess
 import sys
+import textwrap
 import tomllib
 from collections.abc import Iterator
 from contextlib import redirect_stdout
@@ -90,6 +92,10 @@ class Walk:
                     self.hides_greenlet &= "[" not in block.code
                 case "file", _:
                     (self.directory / block.argument).write_text(self._code(block), encoding="utf-8")
+                case "from", _:
+                    assert _stands_in(text_of(block.argument), block.code), (
+                        f"{block} is not in {block.argument} (any more)"
+                    )
                 case "output", _:
                     self._compare(block)
                 case "", "python":
@@ -137,7 +143,8 @@ class Walk:
         commands, hidden = self.directory / ".commands", self.directory / ".hidden"
         if not commands.exists():
             commands.mkdir()
-            for name, words in (("python", ""), ("message-bus", "-m message_bus.cli.main ")):
+            ours = {"python": "", "message-bus": "-m message_bus.cli.main ", "flask": "-m flask "}
+            for name, words in ours.items():
                 (commands / name).write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} {words}"$@"\n')
                 (commands / name).chmod(0o755)
             hidden.mkdir()
@@ -153,6 +160,12 @@ class Walk:
             return
         same = doctest.OutputChecker().check_output(block.code, self.printed, doctest.ELLIPSIS)
         assert same, f"{block} promises\n{block.code}\nbut this was printed:\n{self.printed}"
+
+
+def _stands_in(text: str, code: str) -> bool:
+    """Word for word; what is a method there may stand at the margin of the page, with two lines between functions."""
+    methods = textwrap.indent(code, " " * 4).replace("\n\n\n", "\n\n")
+    return code in text or methods in text
 
 
 # --- commands that are only looked at -----------------------------------------------------------------------------

@@ -15,10 +15,10 @@ from sqlalchemy.ext.asyncio import (
     async_scoped_session,
     async_sessionmaker,
 )
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, sessionmaker
 
 from message_bus.errors import UnwrittenMessages, WiringError
-from message_bus.repositories.late_writing import pending
+from message_bus.repositories.late_writing import buffer, pending
 from message_bus.repositories.sqlalchemy_async import AsyncSQLAlchemyOutBoxRepo
 from message_bus.storage.tables import MessageBusTables
 from tests.late_writing.conftest import Base, Order, message
@@ -86,6 +86,20 @@ async def test_listeners_run_inside_the_commit(async_engine: AsyncEngine, tables
         session.add(Order(customer="c"))
         await session.commit()
     assert await stored(async_engine, tables) == ["in the commit"]
+
+
+async def test_listeners_of_a_sync_session_class(async_engine: AsyncEngine, tables: MessageBusTables) -> None:
+    """L1, L2: the sessionmaker that AsyncSession is given for its inner sessions carries listeners, which never await."""
+    inner = sessionmaker()
+
+    @sa.event.listens_for(inner, "after_flush")
+    def register(session: Session, flush_context: object) -> None:
+        buffer(session, tables, message(f"{len(session.new)} new"))
+
+    factory = async_sessionmaker(async_engine, sync_session_class=inner)
+    async with factory.begin() as session:
+        session.add_all([Order(customer="c"), Order(customer="d")])
+    assert await stored(async_engine, tables) == ["2 new"]
 
 
 async def test_registering_after_a_commit_that_failed_early(

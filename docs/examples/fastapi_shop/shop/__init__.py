@@ -1,0 +1,1 @@
+"""A small shop: FastAPI, SQLAlchemy's AsyncSession, message_bus."""

@@ -1,0 +1,324 @@
+"""Find, replay and discard dead letters, in the caller's transaction. `message-bus dead-letters` only wraps this.
+
+    dead ──replay──► retrying, all attempts ahead of it ──► delivered, or dead again
+      └──discard──► gone: what was held behind it follows in order
+
+A change locks the checkpoint rows of the subscriptions concerned, and reads the letters again behind that lock (S3). It
+handles no message: the worker that owns the subscription does, after the caller's commit. What a worker has in hand at
+that moment it finishes first; then it reads anew what is to be tried, and what must wait.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Collection, Sequence
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import Row
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession, async_scoped_session
+
+from message_bus._compat import on_sync_session_async
+from message_bus.admin.ground import refuse_autocommit
+from message_bus.admin.letters import (
+    COLOURS,
+    Action,
+    ChosenLetter,
+    DeadLetter,
+    DeadLetterReport,
+    Selection,
+    delays,
+    refuse_numbers,
+    refuse_unclear,
+    stored,
+)
+from message_bus.errors import SettingsError, WiringError, names_of
+from message_bus.repositories.targets import DEFAULT_TABLES
+from message_bus.storage import dead_letter_statements as statements
+from message_bus.storage.tables import MessageBusTables
+
+logger = logging.getLogger("message_bus.admin")
+
+Letters = list[DeadLetter]  # inside the class `list` is the method
+Given = Collection[DeadLetter | ChosenLetter]
+
+
+class AsyncDeadLetters:
+    """The dead letters of all subscriptions, on the caller's session or connection.
+
+    The caller owns the transaction (G10): nothing happens before it commits. Between `replay` or `discard` and that
+    commit the workers of these subscriptions wait: keep it short. Every method takes the same selection: letters that
+    fit all that is given of `subscription` (a name), `ids` (of messages), `message` (a type's name), `error` (text that
+    the error contains, in whatever case), `since` and `until` (aware; died at or after, before). Not task-safe: neither
+    is a session.
+
+    Raises: WiringError for a session of the other colour, or anything else.
+    """
+
+    def __init__(
+        self,
+        session_or_connection: AsyncSession | async_scoped_session[Any] | AsyncConnection,
+        *,
+        tables: MessageBusTables = DEFAULT_TABLES,
+    ) -> None:
+        if not isinstance(session_or_connection, AsyncSession | async_scoped_session | AsyncConnection):
+            raise WiringError(
+                f"{type(self).__name__} works on {AsyncSession.__name__} or {AsyncConnection.__name__}, not on "
+                f"{type(session_or_connection).__name__!r} ({COLOURS})"
+            )
+        self._given = session_or_connection
+        self.tables = tables
+
+    @property
+    def session(self) -> AsyncSession | AsyncConnection:
+        """The session or connection; behind a scoped session the one of this moment."""
+        return self._given() if isinstance(self._given, async_scoped_session) else self._given
+
+    async def list(
+        self,
+        *,
+        subscription: str | None = None,
+        ids: Collection[UUID | str] | None = None,
+        message: str | None = None,
+        error: str | None = None,
+        since: datetime | None = None,
+        until: datetime | None = None,
+        limit: int | None = 100,
+        after: DeadLetter | None = None,
+        payload: bool = False,
+    ) -> Letters:
+        """Return the first `limit` letters, in position order; `after`: those behind this one, the last of the page before.
+
+        Payload and meta are read only with `payload=True`.
+
+        Raises: SettingsError for a selection that says nothing sensible (a naive time, an id that is no UUID).
+        """
+        refuse_numbers("list", limit=limit)
+        selection = Selection(
+            subscription=subscription, ids=ids, message=message, error=error, since=since, until=until
+        )
+        behind = None if after is None else (after.position, after.subscription)
+        rows = await self.session.execute(
+            statements.letters(self.tables, selection, payload=payload, after=behind, limit=limit)
+        )
+        return [_letter_of(row) for row in rows]
+
+    async def get(
+        self,
+        id: UUID | str,  # noqa: A002
+        subscription: str | None = None,
+        *,
+        payload: bool = False,
+    ) -> DeadLetter | None:
+        """Return the dead letter of the message with this id; None if it is not dead, or no more.
+
+        Raises: SettingsError if it is dead in several subscriptions and none is named.
+        """
+        found = await self.list(subscription=subscription, ids=[id], payload=payload)
+        if len(found) > 1:
+            names = names_of([letter.subscription for letter in found])
+            raise SettingsError("dead letters", [f"{id} is dead in {names} (say which: subscription=...)"])
+        return found[0] if found else None
+
+    async def count(
+        self,
+        *,
+        subscription: str | None = None,
+        ids: Collection[UUID | str] | None = None,
+        message: str | None = None,
+        error: str | None = None,
+        since: datetime | None = None,
+        until: datetime | None = None,
+    ) -> int:
+        """Count the letters that are selected. Raises: SettingsError as `list` does."""
+        selection = Selection(
+            subscription=subscription, ids=ids, message=message, error=error, since=since, until=until
+        )
+        found = await self.session.execute(statements.count_letters(self.tables, selection))
+        return int(found.scalar_one())
+
+    async def replay(
+        self,
+        *,
+        subscription: str | None = None,
+        ids: Collection[UUID | str] | None = None,
+        message: str | None = None,
+        error: str | None = None,
+        since: datetime | None = None,
+        until: datetime | None = None,
+        letters: Given | None = None,
+        everything: bool = False,
+        limit: int | None = None,
+        per_second: float | None = None,
+        by: str | None = None,
+        dry_run: bool = False,
+    ) -> DeadLetterReport:
+        """Let the selected letters be tried again, each with all its attempts (`max_attempts`) ahead of it.
+
+        `letters`: those that `list` or a dry run has returned, as far as nobody has decided about them since.
+        `everything`: all there are; without it a selection is wanted. `limit`: only so many, the oldest first.
+        `per_second`: spread their first attempts, from now on, by the database's clock. `by`: who decides, for the log.
+
+        Nothing is handled here: the subscription's next run does that. Order: letters of one key are tried in
+        position order, and as long as one is retrying the later messages of its key wait, new ones included (G3).
+        What has overtaken it while it was dead stays as it is. Repeating the call changes nothing: what is retrying is no
+        dead letter. Letters that nobody could try (the message or the subscription is gone) are left, and counted.
+
+        Raises: SettingsError if nothing is selected, or the selection says nothing sensible. UnsupportedDatabase on
+            an AUTOCOMMIT connection.
+        """
+        selection = Selection(
+            subscription=subscription, ids=ids, message=message, error=error, since=since, until=until
+        )
+        refuse_numbers("replay", limit=limit, per_second=per_second)
+        refuse_unclear("replay", selection, letters=letters, everything=everything)
+        names = await self._lock(selection, letters, dry_run=dry_run)
+        found = await self._read(selection, names, letters, triable=True, limit=limit)
+        left = await self._read(selection, names, letters, triable=False)
+        if not dry_run and found:
+            await self._write(
+                statements.replay_letter(self.tables),
+                [
+                    {"of_subscription": row.subscription, "at_position": row.position, "delay": delay}
+                    for row, delay in zip(found, delays(len(found), per_second), strict=True)
+                ],
+            )
+            await self._write(
+                statements.note_decision(self.tables),
+                [
+                    {"of_subscription": name, "part": partition}
+                    for name, partition in sorted({(row.subscription, row.partition) for row in found})
+                ],
+            )
+        return _reported("replay", found, left=len(left), by=by, dry_run=dry_run)
+
+    async def discard(
+        self,
+        *,
+        subscription: str | None = None,
+        ids: Collection[UUID | str] | None = None,
+        message: str | None = None,
+        error: str | None = None,
+        since: datetime | None = None,
+        until: datetime | None = None,
+        letters: Given | None = None,
+        everything: bool = False,
+        limit: int | None = None,
+        by: str | None = None,
+        dry_run: bool = False,
+    ) -> DeadLetterReport:
+        """Give the selected letters up for good: error and traceback are gone, only the log knows of them.
+
+        `letters`, `everything`, `limit`, `by`: as for `replay`. What was held behind a discarded letter follows in order,
+        with the subscription's next run. The message itself stays in the outbox until retention takes it (G9), and
+        counts as dealt with. Repeating the call changes nothing.
+
+        Raises: as `replay` does.
+        """
+        selection = Selection(
+            subscription=subscription, ids=ids, message=message, error=error, since=since, until=until
+        )
+        refuse_numbers("discard", limit=limit)
+        refuse_unclear("discard", selection, letters=letters, everything=everything)
+        names = await self._lock(selection, letters, dry_run=dry_run)
+        found = await self._read(selection, names, letters, limit=limit)
+        if not dry_run and found:
+            await self._write(
+                statements.discard_letter(self.tables),
+                [{"of_subscription": row.subscription, "at_position": row.position} for row in found],
+            )
+        return _reported("discard", found, by=by, dry_run=dry_run)
+
+    async def _lock(self, selection: Selection, letters: Given | None, *, dry_run: bool) -> Sequence[str]:
+        """Which subscriptions are concerned; their checkpoint rows are locked now, unless it is a dry run (S3)."""
+        if letters is not None:
+            names: Sequence[str] = sorted({letter.subscription for letter in letters})
+        else:
+            of_letters = statements.subscriptions_of_letters(self.tables, selection)
+            names = (await self.session.scalars(of_letters)).all()
+        if names and not dry_run:
+            session: Any = self.session
+            await on_sync_session_async(session, refuse_autocommit)
+            locked = await self.session.execute(statements.lock_subscriptions(self.tables), {"names": names})
+            locked.all()
+        return names
+
+    async def _read(
+        self,
+        selection: Selection,
+        names: Sequence[str],
+        letters: Given | None,
+        *,
+        triable: bool | None = None,
+        limit: int | None = None,
+    ) -> Sequence[Row[Any]]:
+        """What is dead now: in a later statement than the lock, or it could be what it was before (S3)."""
+        if not names:
+            return ()
+        wanted = None if letters is None else {_death_of(each) for each in letters}
+        positions = sorted(each.position for each in letters) if letters else None
+        found = await self.session.execute(
+            statements.letters_to_decide(
+                self.tables,
+                selection,
+                names=names,
+                triable=triable,
+                between=(positions[0], positions[-1]) if positions else None,
+                limit=limit if wanted is None else None,
+            )
+        )
+        rows = [row for row in found if wanted is None or _death_of(row) in wanted]
+        return rows[:limit]
+
+    async def _write(self, statement: Any, parameters: Sequence[dict[str, Any]]) -> None:
+        await self.session.execute(statement, list(parameters))
+
+
+def _death_of(letter: Any) -> tuple[str, int, datetime]:
+    """One that was replayed and has died again is another one."""
+    return letter.subscription, letter.position, letter.failed_at
+
+
+def _letter_of(row: Row[Any]) -> DeadLetter:
+    values = dict(row._mapping)
+    asked_for = {name: stored(values.pop(name)) for name in ("payload", "meta") if name in values}
+    return DeadLetter(**values, **asked_for)
+
+
+def _reported(
+    action: Action, found: Sequence[Row[Any]], *, by: str | None, dry_run: bool, left: int = 0
+) -> DeadLetterReport:
+    report = DeadLetterReport(
+        action=action,
+        letters=tuple(
+            ChosenLetter(
+                subscription=row.subscription,
+                position=row.position,
+                id=row.id,
+                message=row.message,
+                key=row.key,
+                failed_at=row.failed_at,
+            )
+            for row in found
+        ),
+        left=left,
+        dry_run=dry_run,
+    )
+    if report.letters and not dry_run:
+        logger.warning(
+            "%s of %d dead %s of %s, by %s: in force when its transaction commits",
+            action,
+            report.count,
+            "letter" if report.count == 1 else "letters",
+            names_of(report.subscriptions),
+            by or "somebody who gave no name",
+            extra={
+                "action": action,
+                "by": by,
+                "count": report.count,
+                "subscriptions": report.subscriptions,
+                "message_ids": [str(letter.id) for letter in report.letters[:100]],
+            },
+        )
+    return report
