@@ -40,6 +40,12 @@ def _leave(token: Token[Context | None]) -> None:
         pass  # an abandoned coroutine is being closed from somewhere else: nothing to put back here
 
 
+def _cancellations() -> int:
+    """How often this task was asked to end."""
+    task = asyncio.current_task()
+    return 0 if task is None else task.cancelling()
+
+
 async def awaited(result: Any) -> Any:
     """What a handler returned, awaited if it can be."""
     return await result if hasattr(type(result), "__await__") else result
@@ -214,6 +220,7 @@ class AsyncMessageBus(WiredBus[AsyncMiddleware], AsyncMessageBusABC):
         context._state = message
         token = _enter(context)
         failures: list[Failure] = []
+        asked = _cancellations()
         try:
             for handler, call in zip(route.handlers, route.calls, strict=True):
                 try:
@@ -222,6 +229,8 @@ class AsyncMessageBus(WiredBus[AsyncMiddleware], AsyncMessageBusABC):
                         await result
                 except Exception as error:
                     failures.append(Failure(message, handler, error))
+                if _cancellations() > asked:
+                    raise asyncio.CancelledError
             if failures:
                 raise self._decisive(message, failures)
             if context._state is not message:
@@ -324,6 +333,7 @@ class AsyncMessageBus(WiredBus[AsyncMiddleware], AsyncMessageBusABC):
         args: tuple[Any, ...] = (),
         kwargs: Mapping[str, Any] = {},
     ) -> None:
+        asked = _cancellations()
         for handler, call in zip(route.handlers, route.calls, strict=True):
             mark = emitted_so_far(mine)
             try:
@@ -335,3 +345,5 @@ class AsyncMessageBus(WiredBus[AsyncMiddleware], AsyncMessageBusABC):
                 self._failed(route, handler, message, mine, mark, error)
             else:
                 results.append(result)
+            if _cancellations() > asked:  # the handler has kept it for itself
+                raise asyncio.CancelledError

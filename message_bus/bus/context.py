@@ -109,6 +109,10 @@ current_context: ContextVar[Context | None] = ContextVar("message_bus.current_co
 current_attempt: ContextVar[Attempt | None] = ContextVar("message_bus.current_attempt", default=None)
 """The call of a handler by a middleware that is in hand; what it emits is dropped if it fails."""
 
+_EDGE = Context()
+"""Stands in `current_context` inside `correlate`: a dispatch that meets it reads the correlation id at its start."""
+_EDGE._state = None
+
 _correlation_id: ContextVar[str | None] = ContextVar("message_bus.correlation_id", default=None)
 
 
@@ -119,10 +123,13 @@ def correlate(correlation_id: str) -> Iterator[None]:
     What is emitted while a message is in hand keeps the correlation of that message.
     """
     token = _correlation_id.set(correlation_id)
+    edge = current_context.set(_EDGE) if current_context.get() is None else None
     try:
         yield
     finally:
         _correlation_id.reset(token)
+        if edge is not None:
+            current_context.reset(edge)
 
 
 def correlation_id() -> str | None:
@@ -136,6 +143,11 @@ def in_hand() -> Envelope | None:
     return None if context is None or cascade_of(context) is None else context.get("envelope")
 
 
+def _dispatch_in_hand() -> Context | None:
+    context = current_context.get()
+    return None if context is _EDGE else context
+
+
 def cascade_of(context: Context) -> Cascade | None:
     """The queue of the dispatch that `context` belongs to; None if that has ended. Made when first asked for."""
     try:
@@ -147,7 +159,7 @@ def cascade_of(context: Context) -> Cascade | None:
     with _making:
         if context._state is state:
             root = Emission(cast(Message, state), envelope=dict.get(context, "envelope"))
-            context._state = Cascade(root, correlation_id=correlation_id())
+            context._state = Cascade(root)
         return cast(Cascade, context._state)
 
 
@@ -186,7 +198,7 @@ class Emitting:
 
         Raises: DispatchEnded if a task that outlived its dispatch emits; NotAMessage.
         """
-        context = current_context.get()
+        context = _dispatch_in_hand()
         if context is not None:
             emit(context, message, self)
         else:
@@ -200,7 +212,7 @@ class Emitting:
     @property
     def emitted_messages(self) -> list[Message]:
         """What this handler has emitted so far in the dispatch in hand."""
-        context = current_context.get()
+        context = _dispatch_in_hand()
         if context is None:
             return list(self._emitted_by_hand())
         cascade = cascade_of(context)

@@ -116,6 +116,14 @@ class Cascade:
         self.taken = len(self.emissions)
         return messages
 
+    def take_of(self, attempt: Attempt) -> list[Message]:
+        """Take what was emitted in `attempt` out of the queue."""
+        mine = [each for each in self.emissions[self.taken :] if attempt.includes(each.attempt)]
+        rest = [each for each in self.emissions[self.taken :] if each not in mine]
+        self.emissions[self.taken :] = mine + rest
+        self.taken += len(mine)
+        return [each.message for each in mine]
+
     def drop(self, mark: int) -> None:
         """Forget what was emitted since there were `mark` emissions: its handler failed."""
         del self.emissions[mark:]

@@ -7,7 +7,8 @@ One shape for all: `(message, context, call_next) -> result`. It holds wherever 
 what handlers emit, and behind the outbox. What a middleware raises counts as raised by the handler.
 
 A `call_next()` that raises takes with it what was emitted inside of it, and nothing else: a middleware that calls again, or
-returns something in place of the error, does not send what the failed attempt had emitted.
+returns something in place of the error, does not send what the failed attempt had emitted. A middleware that brings an
+`outbox` in its context finds registered there what the handler has emitted, before it commits.
 """
 
 from __future__ import annotations
@@ -23,12 +24,13 @@ from message_bus.bus.context import Context, cascade_of, current_attempt
 from message_bus.bus.dispatch import Attempt
 from message_bus.errors import AsyncHandlerOnSyncBus, SettingsError
 from message_bus.messages.message import Message
+from message_bus.repositories.registering import register_all
 
 
 class _Next:
     """What both colours know of the call that a middleware is put around."""
 
-    __slots__ = ("_args", "_call", "_context", "_kwargs", "_message", "handler")
+    __slots__ = ("_args", "_call", "_context", "_kwargs", "_message", "_outbox", "handler")
 
     def __init__(
         self,
@@ -43,6 +45,7 @@ class _Next:
         self._call = call
         self._message = message
         self._context = context
+        self._outbox = context.outbox
         self._args = args
         self._kwargs = kwargs
 
@@ -65,6 +68,13 @@ class _Next:
 
     def _go(self, attempt: _Attempt) -> Any:
         return self._call(attempt.message, attempt.context, *self._args, **self._kwargs)
+
+    def _succeeded(self, attempt: _Attempt) -> None:
+        """Register what was emitted, if the middleware has brought an outbox: it may commit when this has returned."""
+        outbox = attempt.context.outbox
+        cascade = cascade_of(self._context)
+        if outbox is not None and outbox is not self._outbox and cascade is not None:
+            register_all(outbox, cascade.take_of(attempt.id), parent=self._context.envelope)
 
     def _failed(self, attempt: _Attempt) -> None:
         cascade = cascade_of(self._context)
@@ -104,6 +114,7 @@ class CallNext(_Next):
             result = self._go(attempt)
             if type(result) is CoroutineType:
                 raise refused_coroutine(self.handler, result)
+            self._succeeded(attempt)
             return result
         except BaseException:
             self._failed(attempt)
@@ -126,7 +137,10 @@ class AsyncCallNext(_Next):
         attempt = self._begin(message, context)
         try:
             result = self._go(attempt)
-            return await result if hasattr(type(result), "__await__") else result
+            if hasattr(type(result), "__await__"):
+                result = await result
+            self._succeeded(attempt)
+            return result
         except BaseException:
             self._failed(attempt)
             raise

@@ -55,9 +55,16 @@ class DispatchOutboxHandler(OutboxHandlerABC):
             subscription = replace(subscription, types=tuple(handlers))
         self.subscription = subscription
         self._own_handlers = handlers
+        self._attached_to: Any = None
 
     def attach(self, bus: Any) -> None:
         """Called by the bus that this handler is set on."""
+        if self._attached_to is not None and self._attached_to is not bus:
+            raise SettingsError(
+                "DispatchOutboxHandler",
+                ["it is set on another bus already, whose handlers it runs (make one for each bus)"],
+            )
+        self._attached_to = bus
         if self.bus is None:
             self.bus = bus
         if self._own_handlers is not None:

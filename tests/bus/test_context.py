@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from message_bus.bus.async_bus import AsyncMessageBus
 from message_bus.bus.context import Context, correlate, in_hand
 from message_bus.bus.sync_bus import MessageBus
 from message_bus.errors import WiringError
+from message_bus.event_handlers.base import EventHandlerABC
 from message_bus.messages.envelope import Envelope, new_envelope
 from tests.bus.shop import CancelOrder, OrderPaid, OrderPlaced, PlaceOrder
 
@@ -155,3 +157,53 @@ async def test_correlate_belongs_to_its_task() -> None:
         await bus.handle(PlaceOrder())
         left.set()
     assert "request-7" not in {each.correlation_id for each in seen.values()}
+
+
+@pytest.mark.parametrize("handlers", [1, 2])
+def test_a_thread_that_asks_first_gets_the_same_correlation(handlers: int) -> None:
+    """A bare thread of a handler's sees the correlation of the edge, although it has none of its own."""
+    seen: list[Any] = []
+
+    def asks_in_a_thread(event: OrderPlaced, context: Context) -> None:
+        thread = threading.Thread(target=lambda: seen.append(context.envelope.correlation_id))
+        thread.start()
+        thread.join()
+
+    bus = MessageBus({OrderPlaced: [asks_in_a_thread] * handlers})
+    with correlate("request"):
+        bus.handle(OrderPlaced())
+    assert seen == ["request"] * handlers
+
+
+@pytest.mark.parametrize("handlers", [1, 2])
+def test_correlate_inside_a_handler_does_not_change_the_message_in_hand(handlers: int) -> None:
+    """With one handler (the straight line) as with several: the message's own correlation holds."""
+    correlations: list[Any] = []
+
+    def correlates(event: OrderPlaced, context: Context) -> None:
+        with correlate("inner"):
+            context.emit(OrderPaid())
+
+    bus = MessageBus(
+        {
+            OrderPlaced: [correlates] * handlers,
+            OrderPaid: [lambda event, context: correlations.append(context.envelope.correlation_id)],
+        }
+    )
+    bus.handle(OrderPlaced())
+    assert "inner" not in correlations
+    assert len(set(correlations)) == 1
+
+
+def test_correlate_is_no_dispatch() -> None:
+    """Inside of it, but outside of a dispatch, a handler that is called by hand collects what it emits."""
+
+    class Emits(EventHandlerABC):
+        def _handle(self, event: Any, context: Any, *args: Any, **kwargs: Any) -> None:
+            self.emit_message(OrderPaid())
+
+    handler = Emits()
+    with correlate("request"):
+        assert in_hand() is None
+        handler.handle(OrderPlaced(), {})
+        assert handler.emitted_messages == [OrderPaid()]

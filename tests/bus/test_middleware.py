@@ -446,3 +446,58 @@ async def test_an_abandoned_dispatch_with_middleware_can_be_closed_from_elsewher
     await asyncio.create_task(starts())
     dispatch.close()
     assert current_context.get() is None
+
+
+@pytest.mark.parametrize("in_place", [False, True])
+@pytest.mark.parametrize("handlers", [1, 2])
+async def test_it_may_bring_an_outbox(colour: Colour, in_place: bool, handlers: int) -> None:
+    """What the handler emits is registered there before call_next() returns, so that the middleware can commit it."""
+    saved: list[int] = []
+
+    def in_a_unit_of_work(message: Any, context: Any) -> Steps:
+        repo = InMemoryOutBoxRepo()
+        if in_place:
+            context["outbox"] = repo
+            result = yield ()
+        else:
+            result = yield message, {**context, "outbox": repo}
+        repo.save()
+        saved.append(len(repo.list_unprocessed()))
+        return result
+
+    def emits(event: Any, context: Context) -> None:
+        context.emit(OrderPaid())
+
+    handled: list[Any] = []
+    bus = colour.bus(
+        {OrderPlaced: [emits] * handlers, OrderPaid: [handled.append]}, middleware=[in_a_unit_of_work]
+    )
+    if colour.is_async and in_place and handlers > 1 and colour.is_in_memory:
+        pytest.skip("handlers that run at the same time share the context that the middleware would change")
+    await colour.done(bus.handle(OrderPlaced()))
+    assert saved == [1] * handlers
+    assert handled == []
+
+
+async def test_the_outbox_of_a_middleware_gets_nothing_of_a_failed_attempt(colour: Colour) -> None:
+    """A retry inside of the unit of work registers what the last attempt has emitted."""
+    saved: list[Any] = []
+
+    def in_a_unit_of_work(message: Any, context: Any) -> Steps:
+        repo = InMemoryOutBoxRepo()
+        result = yield message, {**context, "outbox": repo}
+        repo.save()
+        saved.extend(row.payload for row in repo.list_unprocessed())
+        return result
+
+    attempts: list[int] = []
+
+    def flaky(command: Any, context: Context) -> None:
+        attempts.append(1)
+        context.emit(OrderPaid(len(attempts)))
+        if len(attempts) == 1:
+            raise RuntimeError
+
+    bus = colour.bus(command_handlers={PlaceOrder: flaky}, middleware=[in_a_unit_of_work, retrying(2)])
+    await colour.done(bus.handle(PlaceOrder()))
+    assert saved == [{"order_id": 2}]

@@ -472,3 +472,12 @@ def test_an_async_outbox_handler_is_refused_by_a_sync_bus() -> None:
     with pytest.raises(AsyncHandlerOnSyncBus, match="AsyncSends"):
         MessageBus().set_outbox_handlers([AsyncSends()])
     AsyncMessageBus().set_outbox_handlers([AsyncSends(), Sends()])
+
+
+def test_one_dispatch_handler_on_two_buses_is_refused() -> None:
+    """It would run the first one's handlers for the messages of the second; on the same bus again it is fine."""
+    first, second, handler = MessageBus(), MessageBus(), DispatchOutboxHandler()
+    first.set_outbox_handlers([handler])
+    first.set_outbox_handlers([handler])
+    with pytest.raises(SettingsError, match="set on another bus already"):
+        second.set_outbox_handlers([handler])
