@@ -40,12 +40,12 @@ def pause(seconds: float) -> None:
 
 async def result_of_async(value: Any) -> Any:
     """The value, awaited if it can be."""
-    return await value if inspect.isawaitable(value) else value
+    return await value if value is not None and inspect.isawaitable(value) else value
 
 
 def result_of(value: Any) -> Any:
     """The value, which must not have to be awaited."""
-    if inspect.isawaitable(value):
+    if value is not None and inspect.isawaitable(value):
         if inspect.iscoroutine(value):
             value.close()
         raise AsyncHandlerOnSyncBus(getattr(value, "__qualname__", type(value).__name__))

@@ -17,6 +17,7 @@ from sqlalchemy.orm import Session
 
 from message_bus.delivery.jobs import Change, Failed, Held, Job, Position, Settled
 from message_bus.delivery.lease import Lease
+from message_bus.delivery.reading import Reader
 from message_bus.delivery.verdicts import Retry, error_text, traceback_text
 from message_bus.errors import LeaseLost
 from message_bus.storage import statements
@@ -28,16 +29,19 @@ logger = logging.getLogger("message_bus.delivery")
 class Recorder:
     """Writes changes for one leased partition."""
 
-    def __init__(self, tables: MessageBusTables, lease: Lease) -> None:
+    def __init__(self, tables: MessageBusTables, lease: Lease, reader: Reader) -> None:
         self._lease = lease
+        self._reader = reader
         self._name = lease.settings.name
         self._hold = statements.hold(tables)
         self._forget = statements.forget(tables)
         self._first_failure = statements.record_new_failure(tables)
         self._next_failure = statements.record_failure(tables)
 
-    def commit(self, session: Session, changes: Sequence[Change], *, to: int) -> None:
+    def commit(self, session: Session, changes: Sequence[Change], *, to: int, ahead: int = 0) -> None:
         """Write the changes, move the checkpoint to `to`, commit; if the answer is lost, find out what happened.
+
+        `ahead`: how many rows the reader may read in the same round trip, for the next batch.
 
         Raises: LeaseLost, with nothing committed. Any other error: nothing was committed either, but for an
         outage while asking (then the next `Lease` reads the truth from the database).
@@ -45,7 +49,8 @@ class Recorder:
         if changes:
             self._lease.lock(session)
             self._write(session, changes)
-        expected = self._lease.advance(session, to)
+            self._reader.failures |= any(not isinstance(change, Settled) for change in changes)
+        expected = self._reader.advance(session, self._lease, to, ahead=0 if changes else ahead)
         self._commit(session, expected)
         self._lease.committed(expected)
 
@@ -53,6 +58,7 @@ class Recorder:
         try:
             session.commit()
         except Exception as error:
+            self._reader.forget()
             session.rollback()
             if not self._lease.happened(session, expected):
                 raise

@@ -16,6 +16,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from message_bus.delivery.jobs import Change, Failed, Held, Job, Position, Settled
 from message_bus.delivery.lease_async import AsyncLease
+from message_bus.delivery.reading_async import AsyncReader
 from message_bus.delivery.verdicts import Retry, error_text, traceback_text
 from message_bus.errors import LeaseLost
 from message_bus.storage import statements
@@ -27,16 +28,21 @@ logger = logging.getLogger("message_bus.delivery")
 class AsyncRecorder:
     """Writes changes for one leased partition."""
 
-    def __init__(self, tables: MessageBusTables, lease: AsyncLease) -> None:
+    def __init__(self, tables: MessageBusTables, lease: AsyncLease, reader: AsyncReader) -> None:
         self._lease = lease
+        self._reader = reader
         self._name = lease.settings.name
         self._hold = statements.hold(tables)
         self._forget = statements.forget(tables)
         self._first_failure = statements.record_new_failure(tables)
         self._next_failure = statements.record_failure(tables)
 
-    async def commit(self, session: AsyncSession, changes: Sequence[Change], *, to: int) -> None:
+    async def commit(
+        self, session: AsyncSession, changes: Sequence[Change], *, to: int, ahead: int = 0
+    ) -> None:
         """Write the changes, move the checkpoint to `to`, commit; if the answer is lost, find out what happened.
+
+        `ahead`: how many rows the reader may read in the same round trip, for the next batch.
 
         Raises: LeaseLost, with nothing committed. Any other error: nothing was committed either, but for an
         outage while asking (then the next `AsyncLease` reads the truth from the database).
@@ -44,7 +50,8 @@ class AsyncRecorder:
         if changes:
             await self._lease.lock(session)
             await self._write(session, changes)
-        expected = await self._lease.advance(session, to)
+            self._reader.failures |= any(not isinstance(change, Settled) for change in changes)
+        expected = await self._reader.advance(session, self._lease, to, ahead=0 if changes else ahead)
         await self._commit(session, expected)
         self._lease.committed(expected)
 
@@ -52,6 +59,7 @@ class AsyncRecorder:
         try:
             await session.commit()
         except Exception as error:
+            self._reader.forget()
             await session.rollback()
             if not await self._lease.happened(session, expected):
                 raise

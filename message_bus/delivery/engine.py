@@ -78,7 +78,7 @@ class Run:
         self._settings = settings
         self._lease = lease
         self._reader = reader
-        self._recorder = Recorder(tables, lease)
+        self._recorder = Recorder(tables, lease, reader)
         self._context = context
         self._sessions = sessions
         self._tally = Tally()
@@ -113,7 +113,9 @@ class Run:
         """One pass over due rows and one over new ones: was there anything?"""
         self._lease.outdated = False
         try:
-            due = self._reader.due(self._session, now=self._lease.claimed_at)
+            due: Sequence[Job] = ()
+            if self._reader.failures:
+                due = self._reader.due(self._session, now=self._lease.claimed_at)
             moved = False
             waiting: set[str] = set()
             for job in due:
@@ -141,8 +143,8 @@ class Run:
             raise
         return moved or bool(batch.jobs)
 
-    def _fetch(self) -> int:
-        return int(min(self._settings.fetch_size, self._limit - self._tally.tried))
+    def _fetch(self, in_hand: int = 0) -> int:
+        return int(max(0, min(self._settings.fetch_size, self._limit - self._tally.tried - in_hand)))
 
     def _new(self, jobs: Sequence[Job], blocked: set[str], *, up_to: int) -> None:
         if not jobs and up_to > self._lease.at.position:
@@ -151,7 +153,8 @@ class Run:
         while index < len(jobs) and not self._lease.outdated:
             group = self._next_group(jobs, index, blocked)
             whole = index + len(group) == len(jobs)
-            index += self._group(group, blocked, to=up_to if whole else group[-1].position)
+            ahead = self._fetch(len(group)) if whole else 0
+            index += self._group(group, blocked, to=up_to if whole else group[-1].position, ahead=ahead)
 
     def _next_group(self, jobs: Sequence[Job], index: int, blocked: set[str]) -> Sequence[Job]:
         """From `index`: as many as share a commit; messages that are only recorded as held do not count."""
@@ -165,13 +168,17 @@ class Run:
     def _group_size(self) -> int:
         return self._settings.messages_per_commit
 
-    def _group(self, jobs: Sequence[Job], blocked: set[str], *, to: int) -> int:
-        """Handle these jobs and commit up to `to` (or as far as it got); how many of them are done with."""
+    def _group(self, jobs: Sequence[Job], blocked: set[str], *, to: int, ahead: int = 0) -> int:
+        """Handle these jobs and commit up to `to` (or as far as it got); how many of them are done with.
+
+        `ahead`: how many rows may be read for the next batch when the checkpoint moves.
+        """
         raise NotImplementedError
 
-    def _call(self, job: Job, **resources: Any) -> bool:
+    def _call(self, job: Job, resources: Mapping[str, Any]) -> bool:
         """Call the handler; True if it handled the message, False if it passed it over."""
-        context = Context({**self._context, **resources, "attempt": job.attempts + 1})
+        context = Context(resources)
+        context["attempt"] = job.attempts + 1
         handled = result_of(self._handler.handle(job.message, context))
         return not isinstance(handled, PassedOver)
 
@@ -250,13 +257,19 @@ class Run:
             )
             self._tally.unavailable = True
             return
+        self._reader.forget()
         self._lease.reload(self._session)
 
 
 class TransactionalRun(Run):
     """Handlers run on the session whose commit moves the checkpoint: effects exactly once (G5)."""
 
-    def _group(self, jobs: Sequence[Job], blocked: set[str], *, to: int) -> int:
+    def _group(self, jobs: Sequence[Job], blocked: set[str], *, to: int, ahead: int = 0) -> int:
+        resources = {
+            **self._context,
+            "db_session": self._session,
+            "outbox": SQLAlchemyOutBoxRepo(self._session, tables=self._tables),
+        }
         held: list[Change] = []
         called: list[Job] = []
         handled: list[bool] = []
@@ -264,18 +277,24 @@ class TransactionalRun(Run):
         done = 0
         try:
             on_sync_session(self._session, forget_loaded)
-            for job in jobs:
-                if called and monotonic() - started > self._settings.commit_within.total_seconds():
-                    break
-                done += 1
-                if self._waits(job, blocked):
-                    held.append(Held(job))
-                else:
-                    called.append(job)
-                    handled.append(self._on_session(job))
+            with lent(plain_session(self._session)):
+                for job in jobs:
+                    if called and monotonic() - started > self._settings.commit_within.total_seconds():
+                        break
+                    done += 1
+                    if self._waits(job, blocked):
+                        held.append(Held(job))
+                    else:
+                        called.append(job)
+                        handled.append(self._call(job, resources))
             on_sync_session(self._session, write_everything)
             settled = [Settled(job) for job in called if job.state is not None]
-            self._recorder.commit(self._session, [*held, *settled], to=end_of(jobs, done, to))
+            self._recorder.commit(
+                self._session,
+                [*held, *settled],
+                to=end_of(jobs, done, to),
+                ahead=ahead if done == len(jobs) else 0,
+            )
         except LeaseLost:
             raise
         except Exception as error:
@@ -292,14 +311,6 @@ class TransactionalRun(Run):
             self._count(each)
         self._tally.tried += len(called)
         return done
-
-    def _on_session(self, job: Job) -> bool:
-        with lent(plain_session(self._session)):
-            return self._call(
-                job,
-                db_session=self._session,
-                outbox=SQLAlchemyOutBoxRepo(self._session, tables=self._tables),
-            )
 
     def _one_by_one(self, jobs: Sequence[Job], blocked: set[str], *, to: int) -> int:
         self._lease.reload(self._session)  # the commit may have happened, and its answer been lost (S1)
@@ -318,7 +329,7 @@ class ConcurrentRun(Run):
     def _group_size(self) -> int:
         return self._settings.fetch_size
 
-    def _group(self, jobs: Sequence[Job], blocked: set[str], *, to: int) -> int:
+    def _group(self, jobs: Sequence[Job], blocked: set[str], *, to: int, ahead: int = 0) -> int:
         outcomes: list[Change | Sent] = []
         interrupted: Interrupted | None = None
         for job in jobs:
@@ -331,7 +342,12 @@ class ConcurrentRun(Run):
         if done:
             outcomes = [self._emit(each, blocked) for each in outcomes]
             changes = [change for each in outcomes if (change := change_of(each)) is not None]
-            self._recorder.commit(self._session, changes, to=end_of(jobs, done, to))
+            self._recorder.commit(
+                self._session,
+                changes,
+                to=end_of(jobs, done, to),
+                ahead=ahead if done == len(jobs) else 0,
+            )
         for each in outcomes:
             if isinstance(each, Sent):
                 self._count(each.handled)
@@ -344,7 +360,7 @@ class ConcurrentRun(Run):
         """Handle one message; what a handler that fails has emitted is dropped. Raises Interrupted."""
         emitted = CollectingOutbox()
         try:
-            handled = self._call(job, sessions=self._sessions, outbox=emitted)
+            handled = self._call(job, {**self._context, "sessions": self._sessions, "outbox": emitted})
         except Exception as error:
             return self._failed(job, error, blocked)
         return Sent(job, handled, emitted.rows)

@@ -77,7 +77,7 @@ class AsyncRun:
         self._settings = settings
         self._lease = lease
         self._reader = reader
-        self._recorder = AsyncRecorder(tables, lease)
+        self._recorder = AsyncRecorder(tables, lease, reader)
         self._context = context
         self._sessions = sessions
         self._tally = Tally()
@@ -112,7 +112,9 @@ class AsyncRun:
         """One pass over due rows and one over new ones: was there anything?"""
         self._lease.outdated = False
         try:
-            due = await self._reader.due(self._session, now=self._lease.claimed_at)
+            due: Sequence[Job] = ()
+            if self._reader.failures:
+                due = await self._reader.due(self._session, now=self._lease.claimed_at)
             moved = False
             waiting: set[str] = set()
             for job in due:
@@ -140,8 +142,8 @@ class AsyncRun:
             raise
         return moved or bool(batch.jobs)
 
-    def _fetch(self) -> int:
-        return int(min(self._settings.fetch_size, self._limit - self._tally.tried))
+    def _fetch(self, in_hand: int = 0) -> int:
+        return int(max(0, min(self._settings.fetch_size, self._limit - self._tally.tried - in_hand)))
 
     async def _new(self, jobs: Sequence[Job], blocked: set[str], *, up_to: int) -> None:
         if not jobs and up_to > self._lease.at.position:
@@ -150,7 +152,8 @@ class AsyncRun:
         while index < len(jobs) and not self._lease.outdated:
             group = self._next_group(jobs, index, blocked)
             whole = index + len(group) == len(jobs)
-            index += await self._group(group, blocked, to=up_to if whole else group[-1].position)
+            ahead = self._fetch(len(group)) if whole else 0
+            index += await self._group(group, blocked, to=up_to if whole else group[-1].position, ahead=ahead)
 
     def _next_group(self, jobs: Sequence[Job], index: int, blocked: set[str]) -> Sequence[Job]:
         """From `index`: as many as share a commit; messages that are only recorded as held do not count."""
@@ -164,13 +167,17 @@ class AsyncRun:
     def _group_size(self) -> int:
         return self._settings.messages_per_commit
 
-    async def _group(self, jobs: Sequence[Job], blocked: set[str], *, to: int) -> int:
-        """Handle these jobs and commit up to `to` (or as far as it got); how many of them are done with."""
+    async def _group(self, jobs: Sequence[Job], blocked: set[str], *, to: int, ahead: int = 0) -> int:
+        """Handle these jobs and commit up to `to` (or as far as it got); how many of them are done with.
+
+        `ahead`: how many rows may be read for the next batch when the checkpoint moves.
+        """
         raise NotImplementedError
 
-    async def _call(self, job: Job, **resources: Any) -> bool:
+    async def _call(self, job: Job, resources: Mapping[str, Any]) -> bool:
         """Call the handler; True if it handled the message, False if it passed it over."""
-        context = Context({**self._context, **resources, "attempt": job.attempts + 1})
+        context = Context(resources)
+        context["attempt"] = job.attempts + 1
         handled = await result_of_async(self._handler.handle(job.message, context))
         return not isinstance(handled, PassedOver)
 
@@ -249,13 +256,19 @@ class AsyncRun:
             )
             self._tally.unavailable = True
             return
+        self._reader.forget()
         await self._lease.reload(self._session)
 
 
 class AsyncTransactionalRun(AsyncRun):
     """Handlers run on the session whose commit moves the checkpoint: effects exactly once (G5)."""
 
-    async def _group(self, jobs: Sequence[Job], blocked: set[str], *, to: int) -> int:
+    async def _group(self, jobs: Sequence[Job], blocked: set[str], *, to: int, ahead: int = 0) -> int:
+        resources = {
+            **self._context,
+            "db_session": self._session,
+            "outbox": AsyncSQLAlchemyOutBoxRepo(self._session, tables=self._tables),
+        }
         held: list[Change] = []
         called: list[Job] = []
         handled: list[bool] = []
@@ -263,18 +276,24 @@ class AsyncTransactionalRun(AsyncRun):
         done = 0
         try:
             await on_sync_session_async(self._session, forget_loaded)
-            for job in jobs:
-                if called and monotonic() - started > self._settings.commit_within.total_seconds():
-                    break
-                done += 1
-                if self._waits(job, blocked):
-                    held.append(Held(job))
-                else:
-                    called.append(job)
-                    handled.append(await self._on_session(job))
+            with lent(plain_session_async(self._session)):
+                for job in jobs:
+                    if called and monotonic() - started > self._settings.commit_within.total_seconds():
+                        break
+                    done += 1
+                    if self._waits(job, blocked):
+                        held.append(Held(job))
+                    else:
+                        called.append(job)
+                        handled.append(await self._call(job, resources))
             await on_sync_session_async(self._session, write_everything)
             settled = [Settled(job) for job in called if job.state is not None]
-            await self._recorder.commit(self._session, [*held, *settled], to=end_of(jobs, done, to))
+            await self._recorder.commit(
+                self._session,
+                [*held, *settled],
+                to=end_of(jobs, done, to),
+                ahead=ahead if done == len(jobs) else 0,
+            )
         except LeaseLost:
             raise
         except Exception as error:
@@ -291,14 +310,6 @@ class AsyncTransactionalRun(AsyncRun):
             self._count(each)
         self._tally.tried += len(called)
         return done
-
-    async def _on_session(self, job: Job) -> bool:
-        with lent(plain_session_async(self._session)):
-            return await self._call(
-                job,
-                db_session=self._session,
-                outbox=AsyncSQLAlchemyOutBoxRepo(self._session, tables=self._tables),
-            )
 
     async def _one_by_one(self, jobs: Sequence[Job], blocked: set[str], *, to: int) -> int:
         await self._lease.reload(self._session)  # the commit may have happened, and its answer been lost (S1)
@@ -317,7 +328,7 @@ class AsyncConcurrentRun(AsyncRun):
     def _group_size(self) -> int:
         return self._settings.fetch_size
 
-    async def _group(self, jobs: Sequence[Job], blocked: set[str], *, to: int) -> int:
+    async def _group(self, jobs: Sequence[Job], blocked: set[str], *, to: int, ahead: int = 0) -> int:
         outcomes: list[Change | Sent] = []
         interrupted: Interrupted | None = None
         for job in jobs:
@@ -330,7 +341,12 @@ class AsyncConcurrentRun(AsyncRun):
         if done:
             outcomes = [await self._emit(each, blocked) for each in outcomes]
             changes = [change for each in outcomes if (change := change_of(each)) is not None]
-            await self._recorder.commit(self._session, changes, to=end_of(jobs, done, to))
+            await self._recorder.commit(
+                self._session,
+                changes,
+                to=end_of(jobs, done, to),
+                ahead=ahead if done == len(jobs) else 0,
+            )
         for each in outcomes:
             if isinstance(each, Sent):
                 self._count(each.handled)
@@ -343,7 +359,7 @@ class AsyncConcurrentRun(AsyncRun):
         """Handle one message; what a handler that fails has emitted is dropped. Raises Interrupted."""
         emitted = CollectingOutbox()
         try:
-            handled = await self._call(job, sessions=self._sessions, outbox=emitted)
+            handled = await self._call(job, {**self._context, "sessions": self._sessions, "outbox": emitted})
         except Exception as error:
             return self._failed(job, error, blocked)
         return Sent(job, handled, emitted.rows)

@@ -44,20 +44,9 @@ class Batch:
     up_to: int
 
 
-def message_of(row: Row[Any]) -> OutboxMessage:
-    """The outbox row as users see it."""
-    return OutboxMessage(
-        id=row.id,
-        type=row.type,
-        message=row.message,
-        payload=row.payload,
-        meta=row.meta,
-        version=row.version,
-        key=row.key,
-        headers=row.headers,
-        position=row.position,
-        created_at=row.created_at,
-    )
+def message_of(row: Sequence[Any]) -> OutboxMessage:
+    """The outbox row as users see it, from the columns as the statements read them."""
+    return OutboxMessage.stored(*row[:10])
 
 
 @dataclass(frozen=True, slots=True)

@@ -172,7 +172,7 @@ class AsyncLease:
         row = (await session.execute(self._lock, self._me)).one_or_none()
         decided = 0 if row is None else row.revision - self.at.revision
         if row is None or row.position != self.at.position or decided % statements.DECISION:
-            raise LeaseLost(str(self.settings.name), self.partition)
+            raise self.lost()
         if decided:
             self.at = Position(row.position, row.revision)
             self.outdated = True
@@ -185,21 +185,30 @@ class AsyncLease:
         if not await self._moved(session, to):
             await self.lock(session)  # goes on only if it was an operator
             if not await self._moved(session, to):
-                raise LeaseLost(str(self.settings.name), self.partition)
-        return Position(to, self.at.revision + statements.PROGRESS)
+                raise self.lost()
+        return self.next(to)
 
     async def _moved(self, session: AsyncSession, to: int) -> bool:
-        moved: CursorResult[Any] = await session.execute(  # type: ignore[assignment]
-            self._advance,
-            {
-                **self._me,
-                "from": self.at.position,
-                "at_revision": self.at.revision,
-                "to": to,
-                "lease": self._lease.total_seconds(),
-            },
-        )
+        moved: CursorResult[Any] = await session.execute(self._advance, self.advancing(to))  # type: ignore[assignment]
         return moved.rowcount == 1
+
+    def advancing(self, to: int) -> dict[str, Any]:
+        """The parameters of a statement that moves the checkpoint to `to`."""
+        return {
+            **self._me,
+            "from": self.at.position,
+            "at_revision": self.at.revision,
+            "to": to,
+            "lease": self._lease.total_seconds(),
+        }
+
+    def next(self, to: int) -> Position:
+        """Where the partition stands once the checkpoint has moved to `to`."""
+        return Position(to, self.at.revision + statements.PROGRESS)
+
+    def lost(self) -> LeaseLost:
+        """The error to raise when a statement of the owner has met no row."""
+        return LeaseLost(str(self.settings.name), self.partition)
 
     def committed(self, at: Position) -> None:
         """The commit that `advance` prepared has happened."""
@@ -209,7 +218,7 @@ class AsyncLease:
         """After a commit whose answer was lost: did it happen (S1)? Raises LeaseLost."""
         row = (await session.execute(self._look, self._me)).one_or_none()
         if row is None:
-            raise LeaseLost(str(self.settings.name), self.partition)
+            raise self.lost()
         decided = int(row.revision) - expected.revision  # by operators who have come since: an even number
         return bool(row.position == expected.position and decided % statements.DECISION == 0)
 
@@ -218,7 +227,7 @@ class AsyncLease:
         row = (await session.execute(self._look, self._me)).one_or_none()
         await session.commit()
         if row is None:
-            raise LeaseLost(str(self.settings.name), self.partition)
+            raise self.lost()
         self.outdated |= row.revision - self.at.revision not in (0, statements.PROGRESS)
         self.at = Position(row.position, row.revision)
 

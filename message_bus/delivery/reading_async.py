@@ -6,13 +6,14 @@ and it reads in the order look, then rows (W3). What comes back are plain rows.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
 from sqlalchemy import Select
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from message_bus.delivery.jobs import Batch, Job, message_of
+from message_bus.delivery.jobs import Batch, Job, Position, message_of
 from message_bus.delivery.lease_async import AsyncLease
 from message_bus.delivery.subscription import Subscription
 from message_bus.messages.definition import definition_of
@@ -40,6 +41,12 @@ class AsyncReader:
         self._blocking = [*BLOCKING, DEAD] if hold else [*BLOCKING]
         self._new_rows: Select[*tuple[Any, ...]] = statements.new_rows(tables, names=names, **part)
         self._due_rows: Select[*tuple[Any, ...]] = statements.due_rows(tables, hold_dead=hold, **part)
+        self._advance_and_read: Select[*tuple[Any, ...]] = statements.advance_and_read(
+            tables, names=names, **part
+        )
+        self._ahead: tuple[int, Batch] | None = None
+        self.failures = True
+        """Whether the delivery table may have a row of this subscription: only its owner makes the first one."""
         self._blocked_keys: Select[*tuple[Any, ...]] = statements.blocked_keys(tables)
 
     async def due(self, session: AsyncSession, *, now: datetime) -> tuple[Job, ...]:
@@ -48,7 +55,7 @@ class AsyncReader:
             self._due_rows,
             {"subscription": self._settings.name, "now": now, "limit": self._settings.fetch_size},
         )
-        jobs = tuple(Job(message_of(row), row.position, row.state, row.attempts) for row in rows)
+        jobs = tuple(Job(message_of(row), row[0], row.state, row.attempts) for row in rows)
         await session.commit()
         return jobs
 
@@ -58,6 +65,9 @@ class AsyncReader:
         Raises: PositionBehind if the checkpoint is ahead of the log (W8).
         """
         after = lease.at.position
+        ahead, self._ahead = self._ahead, None
+        if ahead is not None and ahead[0] == after:
+            return ahead[1]
         look = await self._watermark.look(await session.connection())
         check_checkpoint(look, after)
         jobs: list[Job] = []
@@ -66,16 +76,46 @@ class AsyncReader:
             found = await session.execute(
                 self._new_rows, {"after": after, "settled": look.settled, "limit": limit}
             )
-            jobs = [Job(message_of(row), row.position) for row in found]
+            jobs = [Job(message_of(row), row[0]) for row in found]
             keys = {job.message.key for job in jobs if job.message.key is not None}
-            if keys:
+            if keys and self.failures:
                 blocked = await self.blocked(session, keys)
         await session.commit()
+        self.looked = look
+        return self._batch(jobs, blocked, after=after, limit=limit)
+
+    def _batch(self, jobs: Sequence[Job], blocked: frozenset[str], *, after: int, limit: int) -> Batch:
         full = len(jobs) == limit
         # S8: a short read has seen everything up to the settled position, whatever is missing in between
-        up_to = jobs[-1].position if full else max(look.settled, after)
-        self.looked = look
+        up_to = jobs[-1].position if full else max(self.looked.settled, after)
         return Batch(tuple(jobs), blocked, up_to)
+
+    async def advance(self, session: AsyncSession, lease: AsyncLease, to: int, *, ahead: int = 0) -> Position:
+        """Move the checkpoint to `to`, the last statement before COMMIT; read `ahead` rows for `new` in the same one.
+
+        The rows lie below the settled position of the last look, so another look would change nothing.
+
+        On PostgreSQL only. Raises: LeaseLost.
+        """
+        self._ahead = None
+        if not ahead or self.looked.settled <= to or session.get_bind().dialect.name != "postgresql":
+            return await lease.advance(session, to)
+        found = await session.execute(
+            self._advance_and_read,
+            {**lease.advancing(to), "after": to, "settled": self.looked.settled, "limit": ahead},
+        )
+        rows = found.all()
+        if not rows:
+            return await lease.advance(session, to)  # an operator has decided something, or the lease is lost
+        self.failures = rows[0].failures
+        if rows[0].position is not None and not self.failures:
+            jobs = [Job(message_of(row), row[0]) for row in rows]
+            self._ahead = (to, self._batch(jobs, frozenset(), after=to, limit=ahead))
+        return lease.next(to)
+
+    def forget(self) -> None:
+        """Nothing that was read ahead is to be used any more: nobody knows whether the commit has happened."""
+        self._ahead = None
 
     async def blocked(self, session: AsyncSession, keys: set[str]) -> frozenset[str]:
         """Those of `keys` that have a row which blocks them (S3)."""

@@ -66,6 +66,49 @@ class OutboxMessage:
         self.processed = processed
         self._payload = payload
 
+    @classmethod
+    def stored(
+        cls,
+        position: int,
+        id: UUID,  # noqa: A002
+        type: str,  # noqa: A002
+        message: str,
+        version: int,
+        key: str | None,
+        meta: str | None,
+        headers: str | None,
+        created_at: datetime,
+        payload: str,
+    ) -> OutboxMessage:
+        """A row as the engine has read it: nothing is checked, JSON text is decoded when somebody asks for it."""
+        row = cls.__new__(cls)
+        row.id = id
+        row.type = type
+        row.message = message
+        row.version = version
+        row.key = key
+        row.delay = None
+        row.position = position
+        row.created_at = created_at
+        row.processed = False
+        row._payload = payload
+        row._meta = meta
+        row._headers = headers
+        return row
+
+    _meta: str | None = None
+    _headers: str | None = None
+
+    @cached_property
+    def meta(self) -> dict[str, Any]:
+        """What the user gave beside the message."""
+        return {} if self._meta is None else msgspec.json.decode(self._meta, type=dict[str, Any])
+
+    @cached_property
+    def headers(self) -> dict[str, str]:
+        """Correlation, causation, trace context."""
+        return {} if self._headers is None else msgspec.json.decode(self._headers, type=dict[str, str])
+
     @cached_property
     def payload(self) -> dict[str, Any]:
         """The message's fields, JSON-ready."""

@@ -27,6 +27,7 @@ from sqlalchemy import (
     insert,
     or_,
     select,
+    true,
     update,
 )
 from sqlalchemy.dialects import postgresql, sqlite
@@ -180,6 +181,25 @@ def advance(tables: MessageBusTables) -> Update:
     )
 
 
+def advance_and_read(
+    tables: MessageBusTables, *, partitions: int = 1, partition: int = 0, names: tuple[str, ...] | None = None
+) -> Select[*tuple[Any, ...]]:
+    """`advance`, and in the same round trip the next :limit rows up to :settled; PostgreSQL only.
+
+    One row at least if the checkpoint moved, with nulls if there is nothing to read; none if the lease is gone.
+    `failures`: whether the subscription has any row in the delivery table.
+    """
+    s, d = tables.subscription, tables.delivery
+    moved = advance(tables).returning(s.c.revision).cte("moved")
+    rows = new_rows(tables, partitions=partitions, partition=partition, names=names).lateral("ahead")
+    failures = exists().where(d.c.subscription == bindparam("subscription"))
+    return (
+        select(*rows.c, failures.label("failures"))
+        .select_from(moved.outerjoin(rows, true()))
+        .order_by(rows.c.position)
+    )
+
+
 def renew(tables: MessageBusTables) -> Update:
     """The heartbeat: the lease lasts :lease seconds from now."""
     t = tables.subscription
@@ -202,8 +222,14 @@ def _in_partition(table: Any, partitions: int, partition: int) -> list[ColumnEle
 
 def _row_columns(tables: MessageBusTables) -> list[ColumnElement[Any]]:
     t = tables.outbox
-    names = ("position", "id", "type", "message", "version", "key", "meta", "headers", "created_at")
-    return [*(t.c[name] for name in names), cast(t.c.payload, Text).label("payload")]
+    plain = ("position", "id", "type", "message", "version", "key")
+    return [
+        *(t.c[name] for name in plain),
+        cast(t.c.meta, Text).label("meta"),
+        cast(t.c.headers, Text).label("headers"),
+        t.c.created_at,
+        cast(t.c.payload, Text).label("payload"),
+    ]
 
 
 def new_rows(
@@ -212,8 +238,8 @@ def new_rows(
     """The next :limit rows after :after, up to :settled, in position order."""
     t = tables.outbox
     statement = select(*_row_columns(tables)).where(
-        t.c.position > bindparam("after"),
-        t.c.position <= bindparam("settled"),
+        t.c.position > bindparam("after", type_=t.c.position.type),
+        t.c.position <= bindparam("settled", type_=t.c.position.type),
         *_in_partition(t, partitions, partition),
     )
     if names is not None:
