@@ -111,7 +111,9 @@ class Run:
 
     def _once(self) -> bool:
         """One pass over due rows and one over new ones: was there anything?"""
-        self._lease.outdated = False
+        if self._lease.outdated:
+            self._reader.failures = True
+            self._lease.outdated = False
         try:
             due: Sequence[Job] = ()
             if self._reader.failures:
@@ -300,6 +302,12 @@ class TransactionalRun(Run):
         except Exception as error:
             self._session.rollback()
             if len(called) > 1:  # nothing is committed: message by message, so that only the culprit pays
+                logger.info(
+                    "a batch of subscription %r is repeated message by message: %s",
+                    self._settings.name,
+                    type(error).__name__,
+                    extra={"subscription": self._settings.name},
+                )
                 return self._one_by_one(jobs, blocked, to=to)
             if not called:
                 raise

@@ -11,8 +11,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Row
-
 from message_bus.delivery.verdicts import Dead, Retry
 from message_bus.repositories.outbox_message import OutboxMessage
 

@@ -14,11 +14,13 @@ from typing import Any
 from sqlalchemy import Select
 from sqlalchemy.orm import Session
 
+from message_bus._compat import on_sync_connection
 from message_bus.delivery.jobs import Batch, Job, Position, message_of
 from message_bus.delivery.lease import Lease
 from message_bus.delivery.subscription import Subscription
 from message_bus.messages.definition import definition_of
 from message_bus.storage import statements
+from message_bus.storage.logs import quoted_name
 from message_bus.storage.settled import Look, check_checkpoint
 from message_bus.storage.tables import BLOCKING, DEAD, MessageBusTables
 from message_bus.storage.watermark import Watermark
@@ -43,11 +45,13 @@ class Reader:
         self._new_rows: Select[*tuple[Any, ...]] = statements.new_rows(tables, names=names, **part)
         self._due_rows: Select[*tuple[Any, ...]] = statements.due_rows(tables, hold_dead=hold, **part)
         self._advance_and_read: Select[*tuple[Any, ...]] = statements.advance_and_read(
-            tables, names=names, **part
+            tables, names=names, hold_dead=hold, **part
         )
+        self._table = tables.outbox
+        self._name: str | None = None
         self._ahead: tuple[int, Batch] | None = None
         self.failures = True
-        """Whether the delivery table may have a row of this subscription: only its owner makes the first one."""
+        """Whether rows of the delivery table may be due, or block a key: only the owner and operators make such rows."""
         self._blocked_keys: Select[*tuple[Any, ...]] = statements.blocked_keys(tables)
 
     def due(self, session: Session, *, now: datetime) -> tuple[Job, ...]:
@@ -69,7 +73,10 @@ class Reader:
         ahead, self._ahead = self._ahead, None
         if ahead is not None and ahead[0] == after:
             return ahead[1]
-        look = self._watermark.look(session.connection())
+        connection = session.connection()
+        if self._name is None and connection.dialect.name == "postgresql":
+            self._name = on_sync_connection(connection, quoted_name, self._table)
+        look = self._watermark.look(connection)
         check_checkpoint(look, after)
         jobs: list[Job] = []
         blocked: frozenset[str] = frozenset()
@@ -97,17 +104,23 @@ class Reader:
         On PostgreSQL only. Raises: LeaseLost.
         """
         self._ahead = None
-        if not ahead or self.looked.settled <= to or session.get_bind().dialect.name != "postgresql":
+        if not ahead or self.looked.settled <= to or self._name is None:
             return lease.advance(session, to)
         found = session.execute(
             self._advance_and_read,
-            {**lease.advancing(to), "after": to, "settled": self.looked.settled, "limit": ahead},
+            {
+                **lease.advancing(to),
+                "after": to,
+                "settled": self.looked.settled,
+                "limit": ahead,
+                "log_table": self._name,
+            },
         )
         rows = found.all()
         if not rows:
             return lease.advance(session, to)  # an operator has decided something, or the lease is lost
         self.failures = rows[0].failures
-        if rows[0].position is not None and not self.failures:
+        if rows[0].position is not None and not self.failures and not rows[0].hidden:
             jobs = [Job(message_of(row), row[0]) for row in rows]
             self._ahead = (to, self._batch(jobs, frozenset(), after=to, limit=ahead))
         return lease.next(to)

@@ -13,11 +13,13 @@ from typing import Any
 from sqlalchemy import Select
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from message_bus._compat import on_sync_connection_async
 from message_bus.delivery.jobs import Batch, Job, Position, message_of
 from message_bus.delivery.lease_async import AsyncLease
 from message_bus.delivery.subscription import Subscription
 from message_bus.messages.definition import definition_of
 from message_bus.storage import statements
+from message_bus.storage.logs import quoted_name
 from message_bus.storage.settled import Look, check_checkpoint
 from message_bus.storage.tables import BLOCKING, DEAD, MessageBusTables
 from message_bus.storage.watermark_async import AsyncWatermark
@@ -42,11 +44,13 @@ class AsyncReader:
         self._new_rows: Select[*tuple[Any, ...]] = statements.new_rows(tables, names=names, **part)
         self._due_rows: Select[*tuple[Any, ...]] = statements.due_rows(tables, hold_dead=hold, **part)
         self._advance_and_read: Select[*tuple[Any, ...]] = statements.advance_and_read(
-            tables, names=names, **part
+            tables, names=names, hold_dead=hold, **part
         )
+        self._table = tables.outbox
+        self._name: str | None = None
         self._ahead: tuple[int, Batch] | None = None
         self.failures = True
-        """Whether the delivery table may have a row of this subscription: only its owner makes the first one."""
+        """Whether rows of the delivery table may be due, or block a key: only the owner and operators make such rows."""
         self._blocked_keys: Select[*tuple[Any, ...]] = statements.blocked_keys(tables)
 
     async def due(self, session: AsyncSession, *, now: datetime) -> tuple[Job, ...]:
@@ -68,7 +72,10 @@ class AsyncReader:
         ahead, self._ahead = self._ahead, None
         if ahead is not None and ahead[0] == after:
             return ahead[1]
-        look = await self._watermark.look(await session.connection())
+        connection = await session.connection()
+        if self._name is None and connection.dialect.name == "postgresql":
+            self._name = await on_sync_connection_async(connection, quoted_name, self._table)
+        look = await self._watermark.look(connection)
         check_checkpoint(look, after)
         jobs: list[Job] = []
         blocked: frozenset[str] = frozenset()
@@ -98,17 +105,23 @@ class AsyncReader:
         On PostgreSQL only. Raises: LeaseLost.
         """
         self._ahead = None
-        if not ahead or self.looked.settled <= to or session.get_bind().dialect.name != "postgresql":
+        if not ahead or self.looked.settled <= to or self._name is None:
             return await lease.advance(session, to)
         found = await session.execute(
             self._advance_and_read,
-            {**lease.advancing(to), "after": to, "settled": self.looked.settled, "limit": ahead},
+            {
+                **lease.advancing(to),
+                "after": to,
+                "settled": self.looked.settled,
+                "limit": ahead,
+                "log_table": self._name,
+            },
         )
         rows = found.all()
         if not rows:
             return await lease.advance(session, to)  # an operator has decided something, or the lease is lost
         self.failures = rows[0].failures
-        if rows[0].position is not None and not self.failures:
+        if rows[0].position is not None and not self.failures and not rows[0].hidden:
             jobs = [Job(message_of(row), row[0]) for row in rows]
             self._ahead = (to, self._batch(jobs, frozenset(), after=to, limit=ahead))
         return lease.next(to)

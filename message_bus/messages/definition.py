@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 Payload = bytes | str | Mapping[str, Any]
 
+_TEXT: Final = (str, bytes)
 MAX_PAYLOAD_BYTES: Final = 1024 * 1024
 
 
@@ -147,7 +148,7 @@ def _decode(cls: type[Message], name: str) -> Callable[[Payload], Message]:
 
     def decode(payload: Payload) -> Message:
         try:
-            if payload.__class__ is bytes or not isinstance(payload, Mapping):
+            if payload.__class__ in _TEXT or not isinstance(payload, Mapping):
                 message: Message = decode_json(payload)
             else:
                 message = revive(payload)

@@ -7,7 +7,7 @@ inherits from the one in hand: the same correlation id, and that one's id as its
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from datetime import datetime
 from types import MappingProxyType
 from typing import Any, Final
@@ -35,6 +35,13 @@ class Envelope:
     created_at: datetime | None = None
     meta: Mapping[str, Any] = field(default_factory=dict[str, Any])
     headers: Mapping[str, str] = field(default_factory=dict[str, str])
+    _row: Any = field(default=None, init=False, repr=False, compare=False)
+
+    def __getattr__(self, name: str) -> Any:
+        # Reached only while fields are missing: most handlers never look into the envelope of a stored message.
+        if name in _FILLED and (row := self._row) is not None:
+            _fill(self, row)
+        return object.__getattribute__(self, name)  # another thread may have filled it
 
     @property
     def correlation_id(self) -> str | None:
@@ -45,6 +52,25 @@ class Envelope:
     def causation_id(self) -> str | None:
         """The id of the message whose handling brought this one about."""
         return self.headers.get(CAUSATION_ID)
+
+
+_FILLED: Final = frozenset(each.name for each in fields(Envelope) if each.name not in ("message", "_row"))
+_set: Final = object.__setattr__
+
+
+def stored_envelope(message: Message, row: Any) -> Envelope:
+    """The envelope of a message that a log has stored as `row`; its fields are taken from there when they are needed."""
+    envelope = object.__new__(Envelope)
+    _set(envelope, "message", message)
+    _set(envelope, "_row", row)
+    return envelope
+
+
+def _fill(envelope: Envelope, row: Any) -> None:
+    for name in ("id", "type", "version", "key", "position", "created_at", "meta", "headers"):
+        _set(envelope, name, getattr(row, name))
+    _set(envelope, "name", row.message)
+    _set(envelope, "_row", None)
 
 
 def child_headers(parent: Envelope | None) -> dict[str, str]:

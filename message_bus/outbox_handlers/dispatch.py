@@ -11,7 +11,7 @@ from message_bus.bus.context import Context
 from message_bus.delivery.subscription import Subscription
 from message_bus.delivery.verdicts import PassedOver
 from message_bus.errors import SettingsError
-from message_bus.messages.envelope import Envelope
+from message_bus.messages.envelope import stored_envelope
 from message_bus.messages.message import Event
 from message_bus.outbox_handlers.base import OutboxHandlerABC
 from message_bus.repositories.outbox_message import OutboxMessage
@@ -79,18 +79,7 @@ class DispatchOutboxHandler(OutboxHandlerABC):
         row = outbox_message if isinstance(outbox_message, OutboxMessage) else _our_row(outbox_message)
         message = self.bus.registry.decode(row.message, row.version, row.payload_json)
         context = context if isinstance(context, Context) else Context(context)
-        context["envelope"] = Envelope(
-            message=message,
-            id=row.id,
-            type=row.type,
-            name=row.message,
-            version=row.version,
-            key=row.key,
-            position=row.position,
-            created_at=row.created_at,
-            meta=row.meta,
-            headers=row.headers,
-        )
+        context["envelope"] = stored_envelope(message, row)
         delivered = self.bus.deliver(message, context)
         return _outcome(delivered) if isinstance(delivered, int) else _awaited(delivered)
 

@@ -32,7 +32,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects import postgresql, sqlite
 
-from message_bus.storage.tables import ACTIVE, DEAD, HELD, IDLE, RETRYING, TRYING, MessageBusTables
+from message_bus.storage.tables import ACTIVE, BLOCKING, DEAD, HELD, IDLE, RETRYING, TRYING, MessageBusTables
 from message_bus.storage.types import utc_after, utc_now
 
 PROGRESS: Final = 1
@@ -182,19 +182,34 @@ def advance(tables: MessageBusTables) -> Update:
 
 
 def advance_and_read(
-    tables: MessageBusTables, *, partitions: int = 1, partition: int = 0, names: tuple[str, ...] | None = None
+    tables: MessageBusTables,
+    *,
+    partitions: int = 1,
+    partition: int = 0,
+    names: tuple[str, ...] | None = None,
+    hold_dead: bool = False,
 ) -> Select[*tuple[Any, ...]]:
     """`advance`, and in the same round trip the next :limit rows up to :settled; PostgreSQL only.
 
     One row at least if the checkpoint moved, with nulls if there is nothing to read; none if the lease is gone.
-    `failures`: whether the subscription has any row in the delivery table.
+    `failures`: whether the subscription has rows in the delivery table that are to be tried, or that block their key.
+    `hidden`: whether row-level security hides rows of :log_table from whoever the transaction has become (W9).
     """
     s, d = tables.subscription, tables.delivery
     moved = advance(tables).returning(s.c.revision).cte("moved")
     rows = new_rows(tables, partitions=partitions, partition=partition, names=names).lateral("ahead")
-    failures = exists().where(d.c.subscription == bindparam("subscription"))
+    failures = exists().where(
+        d.c.subscription == bindparam("subscription"),
+        d.c.state.in_((*BLOCKING, DEAD) if hold_dead else BLOCKING),
+    )
     return (
-        select(*rows.c, failures.label("failures"))
+        select(
+            *rows.c,
+            failures.label("failures"),
+            func.row_security_active(
+                cast(func.to_regclass(bindparam("log_table", type_=Text())), postgresql.OID)
+            ).label("hidden"),
+        )
         .select_from(moved.outerjoin(rows, true()))
         .order_by(rows.c.position)
     )
