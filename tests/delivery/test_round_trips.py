@@ -95,6 +95,7 @@ def test_rows_that_the_handlers_role_may_not_see_are_not_lost(world: World, engi
         connection.execute(sa.text(f"GRANT USAGE ON SCHEMA {schema} TO {role}"))
         connection.execute(sa.text(f"GRANT ALL ON {tables} TO {role}"))
         connection.execute(sa.text(f"ALTER TABLE {outbox} ENABLE ROW LEVEL SECURITY"))
+        connection.execute(sa.text(f"CREATE POLICY third ON {outbox} USING (position % 3 = 0)"))
         connection.commit()
     try:
         world.settings(messages_per_commit=2, fetch_size=2)
@@ -103,6 +104,7 @@ def test_rows_that_the_handlers_role_may_not_see_are_not_lost(world: World, engi
         assert world.process().delivered == 7
     finally:
         with engine.connect() as connection:
+            connection.execute(sa.text(f"DROP POLICY third ON {outbox}"))
             connection.execute(sa.text(f"ALTER TABLE {outbox} DISABLE ROW LEVEL SECURITY"))
             connection.execute(sa.text(f"DROP OWNED BY {role}"))
             connection.execute(sa.text(f"DROP ROLE {role}"))
