@@ -11,6 +11,7 @@ import logging
 import threading
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Generic, Literal, Self, TypeVar
 
 from message_bus.bus.abc import AnyBusABC, C, E, F, M, only_one_handler, refuse_other_kind
@@ -148,7 +149,10 @@ class WiredBus(AnyBusABC, Generic[W]):
         Raises: SettingsError if a command or query has a handler already; as `set_event_handlers`.
         """
         with self._wiring:
-            if not _is_class_of(message_type, Query):
+            route = self._routes.get(message_type) if isinstance(message_type, type) else None
+            if route is not None and route.label == "event" and route.handlers:
+                self._routes[message_type] = self._longer(route, handler)
+            elif not _is_class_of(message_type, Query):
                 super().subscribe(message_type, handler)
             elif self._only_handler(message_type, "query") is not None:
                 raise only_one_handler("query", message_type)
@@ -278,6 +282,11 @@ class WiredBus(AnyBusABC, Generic[W]):
             ),
             only=None if short is None else self._around(handlers[0], short),
         )
+
+    def _longer(self, route: Route, handler: Any) -> Route:
+        """The route with one more handler; those that it has are not composed again."""
+        call = self._around(handler, call_of(self._target_of(handler)))
+        return replace(route, handlers=(*route.handlers, handler), calls=(*route.calls, call), only=None)
 
     # --- for the two colours -------------------------------------------------------------------------------------
 

@@ -213,6 +213,21 @@ def test_subscribing_from_many_threads_loses_none(colour: Colour, switching_all_
     assert len(route.calls) == len(route.handlers) == 320
 
 
+def test_subscribing_does_not_look_at_the_handlers_before(colour: Colour) -> None:
+    """The thousandth handler costs what the second did: signatures are read once for each."""
+    bus, read = colour.bus(), list[Any]()
+
+    class Counts:
+        @property
+        def handle(self) -> Any:
+            read.append(self)
+            return lambda event: None
+
+    for _ in range(5):
+        bus.subscribe(OrderPlaced, Counts())
+    assert len(read) == len(set(map(id, read)))
+
+
 # --- publish --------------------------------------------------------------------------------------------------------
 
 
