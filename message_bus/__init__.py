@@ -14,7 +14,13 @@ __version__ = "0.1.0.dev0"
 if TYPE_CHECKING:
     from message_bus.admin.dead_letters import DeadLetters
     from message_bus.admin.dead_letters_async import AsyncDeadLetters
+    from message_bus.admin.delayed import CancelReport, ScheduledMessage
     from message_bus.admin.letters import ChosenLetter, DeadLetter, DeadLetterReport
+    from message_bus.admin.partitions import PartitionStatus, SubscriptionChange
+    from message_bus.admin.schedule import Schedule
+    from message_bus.admin.schedule_async import AsyncSchedule
+    from message_bus.admin.subscriptions import Subscriptions
+    from message_bus.admin.subscriptions_async import AsyncSubscriptions
     from message_bus.bus.abc import AsyncMessageBusABC, MessageBusABC
     from message_bus.bus.async_bus import AsyncMessageBus
     from message_bus.bus.context import Context, correlate
@@ -72,6 +78,9 @@ if TYPE_CHECKING:
     )
     from message_bus.outbox_handlers.base import AsyncOutboxHandlerABC, OutboxHandlerABC
     from message_bus.outbox_handlers.dispatch import DispatchOutboxHandler
+    from message_bus.relay.async_relay import AsyncRelay
+    from message_bus.relay.health import Health
+    from message_bus.relay.relay import Relay
     from message_bus.repositories.in_memory import InMemoryOutBoxRepo
     from message_bus.repositories.in_memory_async import AsyncInMemoryOutBoxRepo
     from message_bus.repositories.in_memory_store import InMemoryOutBox
@@ -86,7 +95,13 @@ if TYPE_CHECKING:
 _NAMES_OF: dict[str, str] = {
     "admin.dead_letters": "DeadLetters",
     "admin.dead_letters_async": "AsyncDeadLetters",
+    "admin.delayed": "CancelReport ScheduledMessage",
     "admin.letters": "ChosenLetter DeadLetter DeadLetterReport",
+    "admin.partitions": "PartitionStatus SubscriptionChange",
+    "admin.schedule": "Schedule",
+    "admin.schedule_async": "AsyncSchedule",
+    "admin.subscriptions": "Subscriptions",
+    "admin.subscriptions_async": "AsyncSubscriptions",
     "bus.abc": "AsyncMessageBusABC MessageBusABC",
     "bus.async_bus": "AsyncMessageBus",
     "bus.context": "Context correlate",
@@ -113,6 +128,9 @@ _NAMES_OF: dict[str, str] = {
     "validate_not_empty validate_one_of validate_positive",
     "outbox_handlers.base": "AsyncOutboxHandlerABC OutboxHandlerABC",
     "outbox_handlers.dispatch": "DispatchOutboxHandler",
+    "relay.async_relay": "AsyncRelay",
+    "relay.health": "Health",
+    "relay.relay": "Relay",
     "repositories.in_memory": "InMemoryOutBoxRepo",
     "repositories.in_memory_async": "AsyncInMemoryOutBoxRepo",
     "repositories.in_memory_store": "InMemoryOutBox",
@@ -139,8 +157,12 @@ __all__ = [
     "AsyncMiddleware",
     "AsyncOutBoxRepoABC",
     "AsyncOutboxHandlerABC",
+    "AsyncRelay",
     "AsyncSQLAlchemyOutBoxRepo",
+    "AsyncSchedule",
+    "AsyncSubscriptions",
     "CallNext",
+    "CancelReport",
     "CascadeLimitExceeded",
     "ChosenLetter",
     "Command",
@@ -161,6 +183,7 @@ __all__ = [
     "Failure",
     "FixedDelay",
     "HandlerNotFound",
+    "Health",
     "InMemoryAsyncMessageBus",
     "InMemoryMessageBus",
     "InMemoryOutBox",
@@ -185,19 +208,25 @@ __all__ = [
     "OutboxMessage",
     "OutboxReport",
     "Outcome",
+    "PartitionStatus",
     "PositionBehind",
     "Query",
     "QueryNotSendable",
     "Registry",
     "Reject",
+    "Relay",
     "RetryLater",
     "RetryPolicy",
     "SQLAlchemyOutBoxRepo",
+    "Schedule",
+    "ScheduledMessage",
     "SchemaError",
     "SessionOwnedBySubscription",
     "SettingsError",
     "Subscription",
+    "SubscriptionChange",
     "SubscriptionReport",
+    "Subscriptions",
     "Unavailable",
     "UnflushedWork",
     "UnknownMessageType",

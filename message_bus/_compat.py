@@ -211,3 +211,31 @@ def on_sync_connection(
 AsyncLock = asyncio.Lock
 """One task at a time; its twin `Lock`: one thread at a time."""
 Lock = threading.Lock
+
+AsyncCondition = asyncio.Condition
+"""Tasks that wait for each other; its twin `Condition`: threads that do."""
+Condition = threading.Condition
+
+
+def time_limit_async(span: timedelta | None) -> asyncio.Timeout:
+    """`async with time_limit_async(span) as limit`: what takes longer is cancelled, and `limit.expired()`."""
+    return asyncio.timeout(None if span is None else span.total_seconds())
+
+
+def time_limit(span: timedelta | None) -> Unlimited:
+    """The same for threads, which nobody can cancel: nothing ever expires."""
+    return Unlimited()
+
+
+class Unlimited:
+    """A limit that does not expire."""
+
+    def __enter__(self) -> Unlimited:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        pass
+
+    def expired(self) -> bool:
+        """Return False."""
+        return False

@@ -68,10 +68,14 @@ class HandlerNotFound(WiringError, KeyError, AssertionError):
 class NotAMessage(WiringError, TypeError):
     """Something that is neither a Command nor an Event nor a Query was given where a message is wanted."""
 
-    def __init__(self, given: object) -> None:
+    def __init__(self, given: object, problem: str | None = None) -> None:
         name = given.__name__ if isinstance(given, type) else type(given).__name__
         super().__init__(
-            f"{name!r} is not a message (derive it from message_bus.Command, message_bus.Event or message_bus.Query)"
+            f"{name!r} "
+            + (
+                problem
+                or "is not a message (derive it from message_bus.Command, message_bus.Event or message_bus.Query)"
+            )
         )
         self.given_type = name
 

@@ -241,7 +241,7 @@ class DeadLetters:
             names = self.session.scalars(of_letters).all()
         if names and not dry_run:
             session: Any = self.session
-            on_sync_session(session, refuse_autocommit)
+            on_sync_session(session, refuse_autocommit, self.tables)
             locked = self.session.execute(statements.lock_subscriptions(self.tables), {"names": names})
             locked.all()
         return names

@@ -239,7 +239,7 @@ class AsyncDeadLetters:
             names = (await self.session.scalars(of_letters)).all()
         if names and not dry_run:
             session: Any = self.session
-            await on_sync_session_async(session, refuse_autocommit)
+            await on_sync_session_async(session, refuse_autocommit, self.tables)
             locked = await self.session.execute(statements.lock_subscriptions(self.tables), {"names": names})
             locked.all()
         return names

@@ -1,19 +1,54 @@
-"""What an operator's change may stand on: a transaction. Called on the plain Session or Connection, in both colours."""
+"""What operators stand on: a session or connection of the right colour, and for a change a transaction.
+
+The functions are called on the plain Session or Connection, in both colours.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Concatenate, ParamSpec, TypeVar
 
 from sqlalchemy.engine import Connection
 from sqlalchemy.orm import Session
 
 from message_bus.errors import UnsupportedDatabase
 from message_bus.storage.insert_dialects import database_of
+from message_bus.storage.tables import MessageBusTables
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
-def refuse_autocommit(target: Session | Connection) -> None:
+def connection_of(target: Session | Connection, tables: MessageBusTables) -> Connection:
+    """The connection that leads to the tables; of a session with several engines the one of the outbox."""
+    if isinstance(target, Connection):
+        return target
+    return target.connection(bind_arguments={"clause": tables.outbox})
+
+
+def on_connection(
+    target: Session | Connection,
+    tables: MessageBusTables,
+    function: Callable[Concatenate[Connection, P], T],
+    *args: P.args,
+    **kwargs: P.kwargs,
+) -> T:
+    """Run `function(connection, ...)` on the connection that leads to the tables."""
+    return function(connection_of(target, tables), *args, **kwargs)
+
+
+def dialect_of(target: Session | Connection, tables: MessageBusTables) -> str:
+    """The name of the dialect: "postgresql" or "sqlite"."""
+    return connection_of(target, tables).dialect.name
+
+
+def refuse_autocommit(
+    target: Session | Connection, tables: MessageBusTables, what: str = "dead letters are decided about"
+) -> None:
     """Raise UnsupportedDatabase on an AUTOCOMMIT connection: locks would end at once, and a change be half done (S3)."""
-    connection = target if isinstance(target, Connection) else target.connection()
+    connection = connection_of(target, tables)
     if database_of(connection.dialect).is_autocommit(connection):
         raise UnsupportedDatabase(
-            "dead letters are decided about in a transaction, but this connection is in AUTOCOMMIT "
+            f"{what} in a transaction, but this connection is in AUTOCOMMIT "
             "(use an engine or session that is not set to isolation_level='AUTOCOMMIT')"
         )

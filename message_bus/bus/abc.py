@@ -11,7 +11,8 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from message_bus.errors import NotAMessage, SettingsError
-from message_bus.messages.message import Command, Event, Message
+from message_bus.messages.finishing import OBJECT_GIVEN
+from message_bus.messages.message import Command, Event, Message, Query
 from message_bus.repositories.registering import register
 
 if TYPE_CHECKING:
@@ -25,6 +26,8 @@ C = TypeVar("C", bound=Command)
 E = TypeVar("E", bound=Event)
 M = TypeVar("M", bound=Message)
 F = TypeVar("F", bound=Callable[..., Any])
+
+_EXAMPLES: dict[type[Message], str] = {Command: "PlaceOrder", Event: "OrderPlaced", Query: "GetOrder"}
 
 
 class AnyBusABC(ABC):
@@ -60,8 +63,7 @@ class AnyBusABC(ABC):
 
         Raises: SettingsError if a command or query has a handler already; as `set_event_handlers`.
         """
-        if not isinstance(message_type, type):
-            raise NotAMessage(message_type)
+        class_given(message_type)
         if issubclass(message_type, Event):
             self.set_event_handlers(message_type, [*self.get_event_handlers(message_type), handler])
         elif issubclass(message_type, Command):
@@ -91,6 +93,9 @@ class AnyBusABC(ABC):
         if not message_types:
             raise SettingsError(decorator, [f"needs a message type (@bus.{decorator}({kind.__name__}Class))"])
         for message_type in message_types:
+            if not isinstance(message_type, type | Message) and callable(message_type):
+                problem = f"is not a message (write @bus.{decorator}({_EXAMPLES[kind]}))"
+                raise NotAMessage(message_type, problem)
             refuse_other_kind(message_type, kind)
 
         def register(handler: F) -> F:
@@ -192,11 +197,19 @@ class AsyncMessageBusABC(AnyBusABC):
 
 def refuse_other_kind(message_type: object, kind: type[Message]) -> None:
     """Raise unless `message_type` is a class of that kind: NotAMessage, SettingsError."""
-    if not isinstance(message_type, type) or not issubclass(message_type, Message):
+    given = class_given(message_type)
+    if not issubclass(given, Message):
         raise NotAMessage(message_type)
-    if not issubclass(message_type, kind):
+    if not issubclass(given, kind):
         problem = f"is not a{'n' if kind is Event else ''} {kind.__name__} (derive it from message_bus.{kind.__name__})"
-        raise SettingsError(f"message type {message_type.__name__!r}", [problem])
+        raise SettingsError(f"message type {given.__name__!r}", [problem])
+
+
+def class_given(message_type: object) -> type:
+    """Return `message_type` if it is a class. Raises: NotAMessage, which names the mistake where it is a message."""
+    if isinstance(message_type, type):
+        return message_type
+    raise NotAMessage(message_type, OBJECT_GIVEN if isinstance(message_type, Message) else None)
 
 
 def only_one_handler(kind: str, message_type: type[Message]) -> SettingsError:

@@ -14,7 +14,7 @@ from types import CoroutineType, MethodType
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
 from message_bus.bus.abc import LEASE, AsyncMessageBusABC
-from message_bus.bus.calling import Call, is_async, target_of
+from message_bus.bus.calling import Call, is_async, is_base_handle, target_of
 from message_bus.bus.context import Context, cascade_of, current_context
 from message_bus.bus.dispatch import Route
 from message_bus.bus.middleware import AsyncMiddleware, around_async, check_async_middleware
@@ -98,7 +98,7 @@ class AsyncMessageBus(WiredBus[AsyncMiddleware], AsyncMessageBusABC):
                     result = await result
                 if mine._state is message:  # nothing was emitted, nobody asked for the envelope
                     return [result]
-                settle(mine)
+                settle(mine, self)
             except Exception as error:
                 self._failed(route, route.handlers[0], message, mine, 0, error)
                 results = []
@@ -234,7 +234,7 @@ class AsyncMessageBus(WiredBus[AsyncMiddleware], AsyncMessageBusABC):
             if failures:
                 raise self._decisive(message, failures)
             if context._state is not message:
-                settle_delivery(context)
+                settle_delivery(context, self)
         finally:
             _leave(token)
             context._state = None
@@ -271,13 +271,14 @@ class AsyncMessageBus(WiredBus[AsyncMiddleware], AsyncMessageBusABC):
         check_async_middleware(middleware)
 
     def _around(self, handler: Any, call: Call) -> Call:
-        return around_async(self._middleware, handler, call)
+        return around_async(self._middleware, handler, call, self._learn)
 
     def _target_of(self, handler: Any) -> Call:
         # A synchronous base class whose `_handle` is async: its own `handle` would run the last hook too early.
-        if isinstance(handler, EventHandlerABC) and is_async(handler.handle):
+        target = target_of(handler)
+        if isinstance(handler, EventHandlerABC) and is_base_handle(handler) and is_async(handler.handle):
             return MethodType(AsyncEventHandlerABC.handle, handler)
-        return target_of(handler)
+        return target
 
     async def _handle(
         self,
@@ -340,7 +341,7 @@ class AsyncMessageBus(WiredBus[AsyncMiddleware], AsyncMessageBusABC):
                 result = call(message, mine, *args, **kwargs)
                 if type(result) is CoroutineType or hasattr(type(result), "__await__"):
                     result = await result
-                settle(mine)
+                settle(mine, self)
             except Exception as error:
                 self._failed(route, handler, message, mine, mark, error)
             else:

@@ -4,6 +4,9 @@ A handler is an instance of one of the base classes, any object with a `handle` 
 message, then the context if it takes one, then whatever else was given to `handle`. The context goes to the parameter
 called `context`; else to the second positional parameter if that has no default; else to `**kwargs` as `context`; a
 callable with none of these takes no context.
+
+What can never be called like this is refused when it is registered. The line is drawn at what extra arguments may still
+supply: `def h(command, context, extra)` is fine, for `bus.handle(command, 1)`, and so is a required keyword.
 """
 
 from __future__ import annotations
@@ -52,7 +55,8 @@ Taking = Literal["second", "keyword", "nowhere"]
 def target_of(handler: Any) -> Call:
     """The function that is called for `handler`.
 
-    Raises: SettingsError if it is nothing that can be called, or a class where its instance was meant.
+    Raises: SettingsError if it is nothing that can be called, a class where its instance was meant, or nothing that a
+    message can be given to.
     """
     method = getattr(handler, "handle", None)
     if isinstance(handler, type):
@@ -64,7 +68,49 @@ def target_of(handler: Any) -> Call:
         raise SettingsError(
             f"handler of type {type(handler).__name__!r}", ["is not callable and has no handle() method"]
         )
-    return _without_idle_hooks(handler) or target
+    direct = _without_idle_hooks(handler)
+    _refuse_misfit(handler, direct or target)
+    return direct or target
+
+
+def _refuse_misfit(handler: Any, target: Call) -> None:
+    """Raise SettingsError if `target` could not take the message (and context), whatever else is given to `handle`."""
+    given: tuple[Any, ...] = (None, None)
+    named: dict[str, Any] = {}
+    if is_base_handle(handler):
+        target = handler._handle  # which the handle() of the base class calls with both
+    else:
+        match context_parameter(target):
+            case "keyword":
+                given, named = (None,), {"context": None}
+            case "nowhere":
+                given = (None,)
+            case "second":
+                pass
+    try:  # a decorator may take what the function behind it does not
+        signature = inspect.signature(target, follow_wrapped=False)
+    except (TypeError, ValueError):  # some builtins have none
+        return
+    try:
+        signature.bind_partial(*given, **named)
+    except TypeError:
+        raise SettingsError(
+            f"handler {handler_name(handler)!r}",
+            [
+                (
+                    f"takes ({', '.join(signature.parameters)}), but is called with (message, context) "
+                    "(the first parameter gets the message, and a second one the context)"
+                )
+            ],
+        ) from None
+
+
+def is_base_handle(handler: Any) -> bool:
+    """Whether it derives from one of the base classes of event handlers, and leaves `handle` to that."""
+    return any(
+        isinstance(handler, base) and type(handler).handle is base.handle
+        for base in (EventHandlerABC, AsyncEventHandlerABC)
+    )
 
 
 def _without_idle_hooks(handler: Any) -> Call | None:

@@ -175,6 +175,10 @@ def emit(context: Context, message: Message, emitter: object = None) -> None:
 def refuse_non_message(message: object) -> None:
     """Raise NotAMessage unless `message` is a Command, an Event or a Query."""
     if not isinstance(message, Command | Event | Query):
+        if isinstance(message, type) and issubclass(message, Command | Event | Query):
+            raise NotAMessage(
+                message, f"is a class, not a message (give an instance: {message.__name__}(...))"
+            )
         raise NotAMessage(message)
 
 

@@ -113,7 +113,7 @@ class InMemoryAsyncMessageBus(AsyncMessageBus):
         ]
         if errors:
             raise self._one_of(message, errors)
-        settle(mine)
+        settle(mine, self)
         results += [each[0] for each in ended if not isinstance(each, BaseException)]
 
     def _one_of(self, message: Message, errors: Sequence[tuple[Any, BaseException]]) -> BaseException:

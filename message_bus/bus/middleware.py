@@ -26,11 +26,13 @@ from message_bus.errors import AsyncHandlerOnSyncBus, SettingsError
 from message_bus.messages.message import Message
 from message_bus.repositories.registering import register_all
 
+Learn: TypeAlias = Callable[[Sequence[Message]], None]
+
 
 class _Next:
     """What both colours know of the call that a middleware is put around."""
 
-    __slots__ = ("_args", "_call", "_context", "_kwargs", "_message", "_outbox", "handler")
+    __slots__ = ("_args", "_call", "_context", "_kwargs", "_learn", "_message", "_outbox", "handler")
 
     def __init__(
         self,
@@ -40,8 +42,10 @@ class _Next:
         context: Context,
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
+        learn: Learn,
     ) -> None:
         self.handler = handler
+        self._learn = learn
         self._call = call
         self._message = message
         self._context = context
@@ -74,7 +78,9 @@ class _Next:
         outbox = attempt.context.outbox
         cascade = cascade_of(self._context)
         if outbox is not None and outbox is not self._outbox and cascade is not None:
-            register_all(outbox, cascade.take_of(attempt.id), parent=self._context.envelope)
+            messages = cascade.take_of(attempt.id)
+            register_all(outbox, messages, parent=self._context.envelope)
+            self._learn(messages)
 
     def _failed(self, attempt: _Attempt) -> None:
         cascade = cascade_of(self._context)
@@ -154,30 +160,30 @@ AsyncMiddleware: TypeAlias = Callable[[Any, Context, AsyncCallNext], Awaitable[A
 """`async def middleware(message, context, call_next): return await call_next()`"""
 
 
-def around(middleware: Sequence[Any], handler: Any, call: Call) -> Call:
-    """`call` with all of `middleware` around it, for a MessageBus."""
+def around(middleware: Sequence[Any], handler: Any, call: Call, learn: Learn) -> Call:
+    """`call` with all of `middleware` around it, for a MessageBus; `learn` is told what went into an outbox."""
     for each in reversed(middleware):
-        call = _layer(each, handler, call)
+        call = _layer(each, handler, call, learn)
     return call
 
 
-def around_async(middleware: Sequence[Any], handler: Any, call: Call) -> Call:
-    """`call` with all of `middleware` around it, for an AsyncMessageBus."""
+def around_async(middleware: Sequence[Any], handler: Any, call: Call, learn: Learn) -> Call:
+    """`call` with all of `middleware` around it, for an AsyncMessageBus; `learn` is told what went into an outbox."""
     for each in reversed(middleware):
-        call = _async_layer(each, handler, call)
+        call = _async_layer(each, handler, call, learn)
     return call
 
 
-def _layer(middleware: Middleware, handler: Any, inner: Call) -> Call:
+def _layer(middleware: Middleware, handler: Any, inner: Call, learn: Learn) -> Call:
     return lambda message, context, *args, **kwargs: middleware(
-        message, context, CallNext(handler, inner, message, context, args, kwargs)
+        message, context, CallNext(handler, inner, message, context, args, kwargs, learn)
     )
 
 
-def _async_layer(middleware: AsyncMiddleware, handler: Any, inner: Call) -> Call:
+def _async_layer(middleware: AsyncMiddleware, handler: Any, inner: Call, learn: Learn) -> Call:
     async def call(message: Message, context: Context, *args: Any, **kwargs: Any) -> Any:
         result = await middleware(
-            message, context, AsyncCallNext(handler, inner, message, context, args, kwargs)
+            message, context, AsyncCallNext(handler, inner, message, context, args, kwargs, learn)
         )
         # Somebody may have written `return call_next()`.
         return await result if hasattr(type(result), "__await__") else result

@@ -74,7 +74,7 @@ class MessageBus(WiredBus[Middleware], MessageBusABC):
                     raise refused_coroutine(route.handlers[0], result)
                 if mine._state is message:  # nothing was emitted, nobody asked for the envelope
                     return [{route.label: message, "result": result}]
-                settle(mine)
+                settle(mine, self)
             except Exception as error:
                 self._failed(route, route.handlers[0], message, mine, 0, error)
                 results = []
@@ -147,7 +147,7 @@ class MessageBus(WiredBus[Middleware], MessageBusABC):
             if failures:
                 raise self._decisive(message, failures)
             if context._state is not message:
-                settle_delivery(context)
+                settle_delivery(context, self)
         finally:
             _leave(token)
             context._state = None
@@ -185,7 +185,7 @@ class MessageBus(WiredBus[Middleware], MessageBusABC):
         check_middleware(middleware)
 
     def _around(self, handler: Any, call: Call) -> Call:
-        return around(self._middleware, handler, call)
+        return around(self._middleware, handler, call, self._learn)
 
     def _handle(
         self,
@@ -247,7 +247,7 @@ class MessageBus(WiredBus[Middleware], MessageBusABC):
                 result = call(message, mine, *args, **kwargs)
                 if type(result) is CoroutineType:
                     raise refused_coroutine(handler, result)
-                settle(mine)
+                settle(mine, self)
             except Exception as error:
                 self._failed(route, handler, message, mine, mark, error)
             else:

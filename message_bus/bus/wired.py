@@ -10,9 +10,11 @@ import copy
 import logging
 import threading
 from abc import abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Generic, Literal, Self, TypeVar
+from datetime import timedelta
+from types import MethodType
+from typing import TYPE_CHECKING, Any, Generic, Literal, Self, TypeVar
 
 from message_bus.bus.abc import AnyBusABC, C, E, F, M, only_one_handler, refuse_other_kind
 from message_bus.bus.calling import (
@@ -41,7 +43,7 @@ from message_bus.messages.definition import definition_of
 from message_bus.messages.message import Command, Event, Message, Query
 from message_bus.messages.registry import Registry
 from message_bus.outbox_handlers.base import AsyncOutboxHandlerABC, OutboxHandlerABC
-from message_bus.repositories.registering import register_all
+from message_bus.repositories.registering import register, register_all
 
 logger = logging.getLogger("message_bus")
 
@@ -52,6 +54,13 @@ _LABELS: dict[type[Message], Literal["command", "event", "query"]] = {
     Event: "event",
     Query: "query",
 }
+
+
+class _OnClassAndInstance(classmethod):  # type: ignore[type-arg]  # (none is told from the function)
+    """`register_outbox_message`: a classmethod of the bus class, and a method of each bus, which learns the type."""
+
+    def __get__(self, bus: Any, owner: Any = None) -> Any:
+        return super().__get__(bus, owner) if bus is None else MethodType(WiredBus._register_and_learn, bus)
 
 
 class WiredBus(AnyBusABC, Generic[W]):
@@ -109,11 +118,15 @@ class WiredBus(AnyBusABC, Generic[W]):
     # --- registering ---------------------------------------------------------------------------------------------
 
     def register_messages(self, *classes: type[Message]) -> None:
-        """Make message types known that have no handler here, so that rows with them are passed over.
+        """Make message types known that have no handler here, so that rows with them are passed over (G7).
+
+        Types that have a handler here are known, and so are those that this very bus has put into an outbox. A bus in
+        another process is told here, at its start.
 
         Raises: SettingsError if a name belongs to another class.
         """
-        self.registry.register(*classes)
+        with self._wiring:
+            self.registry.register(*classes)
 
     def set_command_handler(self, command_type: type[C], handler: Handler[C]) -> None:
         """Let `handler` handle this command, in place of the one before.
@@ -288,6 +301,32 @@ class WiredBus(AnyBusABC, Generic[W]):
         call = self._around(handler, call_of(self._target_of(handler)))
         return replace(route, handlers=(*route.handlers, handler), calls=(*route.calls, call), only=None)
 
+    if not TYPE_CHECKING:
+        register_outbox_message = _OnClassAndInstance(AnyBusABC.register_outbox_message.__func__)
+
+    def _register_and_learn(
+        self,
+        outbox_repo: Any,
+        message: Message,
+        id: Any = None,  # noqa: A002  (the ancestor's word)
+        meta: Mapping[str, Any] | None = None,
+        *,
+        key: str | None = None,
+        delay: timedelta | None = None,
+    ) -> Any:
+        """Register a message in an outbox, and make its type known here."""
+        row = register(outbox_repo, message, id=id, meta=meta, key=key, delay=delay)
+        self._learn((message,))
+        return row
+
+    def _learn(self, messages: Iterable[Message]) -> None:
+        with self._wiring:
+            clashes = self.registry.notice(messages)
+        for clash in clashes:
+            logger.warning(
+                "a message was put into an outbox that this bus would read as another class: %s", clash
+            )
+
     # --- for the two colours -------------------------------------------------------------------------------------
 
     def _route_of(self, message: Message) -> Route | None:
@@ -384,15 +423,17 @@ def emitted_so_far(context: Context) -> int:
     return 0 if cascade is None else len(cascade.emissions)
 
 
-def settle(context: Context) -> None:
+def settle(context: Context, bus: WiredBus[Any]) -> None:
     """Register what the handler that just succeeded has emitted, if the context has an outbox."""
     outbox = context.outbox
     cascade = cascade_of(context)
     if outbox is not None and cascade is not None:
-        register_all(outbox, cascade.take_all(), parent=context.envelope)
+        messages = cascade.take_all()
+        register_all(outbox, messages, parent=context.envelope)
+        bus._learn(messages)
 
 
-def settle_delivery(context: Context) -> None:
+def settle_delivery(context: Context, bus: WiredBus[Any]) -> None:
     """The same behind the outbox, where an emitted message must not get lost for want of an outbox."""
     cascade = cascade_of(context)
     if cascade is not None and context.outbox is None and cascade.emissions:
@@ -400,7 +441,7 @@ def settle_delivery(context: Context) -> None:
             f"{name_of(cascade.emissions[0].message)!r} was emitted behind the outbox, but the context has no outbox "
             "to put it in (deliver with context['outbox'])"
         )
-    settle(context)
+    settle(context, bus)
 
 
 def refuse_ask(query: Message) -> None:

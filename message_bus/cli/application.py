@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import sys
 from importlib import import_module
+from inspect import iscoroutine
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from message_bus.bus.abc import AsyncMessageBusABC, MessageBusABC
 from message_bus.errors import SettingsError
+from message_bus.relay.wiring import AnyRelay
 
 AnyBus = MessageBusABC | AsyncMessageBusABC
 
@@ -22,6 +25,26 @@ def load_bus(app: str) -> AnyBus:
 
     Raises: SettingsError with what is wrong; its `__cause__` is what the application's own code raised, if it did.
     """
+    found = _find(app, AnyBus)
+    if not isinstance(found, AnyBus):
+        raise _problem(
+            app,
+            f"is of type {type(found).__name__} (name a MessageBus or AsyncMessageBus, or a function that returns one)",
+        )
+    return found
+
+
+def load_relay_or_bus(app: str) -> AnyRelay | AnyBus:
+    """The same for a command that takes a relay, ready made, too."""
+    found = _find(app, AnyRelay | AnyBus)
+    if not isinstance(found, AnyRelay | AnyBus):
+        raise _problem(
+            app, f"is of type {type(found).__name__} (name a Relay or a bus, or a function that returns one)"
+        )
+    return found
+
+
+def _find(app: str, kinds: Any) -> object:
     module_name, _, path = app.partition(":")
     if not module_name or not path:
         raise _problem(app, "is not of the form module:attribute (such as --app shop.wiring:bus)")
@@ -32,14 +55,7 @@ def load_bus(app: str) -> AnyBus:
                 app, f"{_name_of(found)} has no attribute {name!r} (check the part after the colon)"
             )
         found = getattr(found, name)
-    if callable(found) and not isinstance(found, AnyBus):
-        found = _call(app, found)
-    if not isinstance(found, AnyBus):
-        raise _problem(
-            app,
-            f"is of type {type(found).__name__} (name a MessageBus or AsyncMessageBus, or a function that returns one)",
-        )
-    return found
+    return _call(app, found) if callable(found) and not isinstance(found, kinds) else found
 
 
 def _import(app: str, module_name: str) -> object:
@@ -62,9 +78,15 @@ def _import(app: str, module_name: str) -> object:
 def _call(app: str, factory: object) -> object:
     assert callable(factory)
     try:
-        return factory()
+        made = factory()
     except Exception as error:
         raise _problem(app, f"calling it raised {_said(error)} (--debug shows where)") from error
+    if iscoroutine(made):
+        made.close()  # so that nobody warns that it was never awaited
+        raise _problem(
+            app, f"{app.rpartition(':')[2]} is async (write a plain function that returns the bus)"
+        )
+    return made
 
 
 def _problem(app: str, problem: str) -> SettingsError:

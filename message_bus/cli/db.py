@@ -5,9 +5,16 @@ from __future__ import annotations
 import click
 from sqlalchemy.engine import URL
 
-from message_bus.cli.options import database_url_option, reported, tables_of, tables_options
+from message_bus.cli.options import (
+    database_url_option,
+    refuse_missing_file,
+    reported,
+    tables_of,
+    tables_options,
+)
 from message_bus.storage import migrations
 from message_bus.storage.migrations import Migrated
+from message_bus.storage.urls import place_of
 
 
 @click.group()
@@ -25,11 +32,11 @@ def upgrade(revision: str, database_url: URL, schema: str | None, prefix: str) -
     with reported(database_url):
         done = migrations.upgrade(database_url, tables=tables, revision=revision)
     if done.created_schema:
-        click.echo(f"created schema {schema!r}")
+        _say(database_url, f"created schema {schema!r}")
     if done.adopted:
-        click.echo(f"found the tables complete; put them on record as revision {done.after}")
+        _say(database_url, f"found the tables complete; put them on record as revision {done.after}")
     else:
-        _print_change(done)
+        _print_change(database_url, done)
 
 
 @db.command()
@@ -39,11 +46,12 @@ def current(database_url: URL, schema: str | None, prefix: str) -> None:
     """Show the revision of the tables."""
     tables = tables_of(schema, prefix)
     with reported(database_url):
+        refuse_missing_file(database_url)
         revision, newest = migrations.current(database_url, tables=tables), migrations.head()
     if revision == newest:
-        click.echo(f"{revision} (newest)")
+        _say(database_url, f"{revision} (newest)")
     else:
-        click.echo(f"{revision or 'none'} (newest: {newest}; run `message-bus db upgrade`)")
+        _say(database_url, f"{revision or 'none'} (newest: {newest}; run `message-bus db upgrade`)")
 
 
 @db.command(context_settings={"ignore_unknown_options": True})  # lets "-1" be a revision
@@ -55,16 +63,21 @@ def downgrade(revision: str, yes: bool, database_url: URL, schema: str | None, p
     """Take the tables back to REVISION (the one before; "base" drops them all), data included."""
     tables = tables_of(schema, prefix)
     with reported(database_url):
+        refuse_missing_file(database_url)
         if not yes and migrations.holds_rows(database_url, tables=tables):
             raise click.ClickException(
                 "the tables hold rows that a downgrade may drop (add --yes if that is meant)"
             )
         done = migrations.downgrade(database_url, tables=tables, revision=revision)
-    _print_change(done)
+    _print_change(database_url, done)
 
 
-def _print_change(done: Migrated) -> None:
+def _print_change(url: URL, done: Migrated) -> None:
     if done.before == done.after:
-        click.echo(f"already at {done.after or 'none'}: nothing to do")
+        _say(url, f"already at {done.after or 'none'}: nothing to do")
     else:
-        click.echo(f"{done.before or 'none'} -> {done.after or 'none'}")
+        _say(url, f"{done.before or 'none'} -> {done.after or 'none'}")
+
+
+def _say(url: URL, text: str) -> None:
+    click.echo(f"{place_of(url)}: {text}")  # which database it was: the variable may have meant another one

@@ -7,45 +7,31 @@ selected), 1 it could not run or was not confirmed, 2 a wrong command line.
 
 from __future__ import annotations
 
-import getpass
-import json
-import logging
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import asdict
-from datetime import datetime
 from typing import Any, Final, TypeVar
 from uuid import UUID
 
 import click
-from sqlalchemy import create_engine
 from sqlalchemy.engine import URL
-from sqlalchemy.orm import Session
 
 from message_bus.admin.dead_letters import DeadLetters
 from message_bus.admin.letters import Action, DeadLetter, DeadLetterReport
 from message_bus.cli.letter_lines import lines_of_letter, lines_of_letters, lines_of_report
-from message_bus.cli.options import database_url_option, explained, tables_of, tables_options
-from message_bus.storage.schema import check_schema
-from message_bus.storage.sqlite import configure_sqlite
+from message_bus.cli.operating import (
+    Instant,
+    confirm,
+    json_option,
+    opened,
+    print_json,
+    reading,
+    show_warnings,
+    user,
+)
+from message_bus.cli.options import database_url_option, tables_options
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
-
-
-class _Instant(click.ParamType[datetime]):
-    """A time with its zone."""
-
-    name = "time"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> datetime:
-        """Read ISO 8601; a naive time is refused."""
-        try:
-            instant = datetime.fromisoformat(str(value))
-        except ValueError:
-            self.fail(f"{value!r} is no time (write it like 2026-01-31T18:30:00+01:00)", param, ctx)
-        if instant.tzinfo is None:
-            self.fail(f"{value!r} has no zone (add Z for UTC, or an offset like +01:00)", param, ctx)
-        return instant
 
 
 def _selection_options(command: _Command) -> _Command:
@@ -55,8 +41,8 @@ def _selection_options(command: _Command) -> _Command:
         click.option("--subscription", metavar="NAME", help="Whose letters."),
         click.option("--message", metavar="TYPE", help="The name of a message type."),
         click.option("--error", metavar="TEXT", help="What the error contains, in whatever case."),
-        click.option("--since", type=_Instant(), metavar="TIME", help="Died then or later; ISO 8601 with a zone."),
-        click.option("--until", type=_Instant(), metavar="TIME", help="Died before; ISO 8601 with a zone."),
+        click.option("--since", type=Instant(), metavar="TIME", help="Died then or later; ISO 8601 with a zone."),
+        click.option("--until", type=Instant(), metavar="TIME", help="Died before; ISO 8601 with a zone."),
     ]  # fmt: skip
     for option in reversed(options):
         command = option(command)
@@ -77,7 +63,6 @@ def _deciding_options(command: _Command) -> _Command:
     return command
 
 
-_json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 _payload_option = click.option("--payload", is_flag=True, help="Payload and meta, too: they may be secret.")
 
 
@@ -94,7 +79,7 @@ def dead_letters() -> None:
 @_selection_options
 @click.option("--limit", type=click.IntRange(min=1), default=100, show_default=True, help="At most so many.")
 @_payload_option
-@_json_option
+@json_option
 @database_url_option
 @tables_options
 def list_letters(
@@ -112,7 +97,7 @@ def list_letters(
         found = letters.list(**chosen, limit=limit, payload=payload)
         count = letters.count(**chosen)
     if as_json:
-        _print_json({"count": count, "letters": [_as_json(letter, payload) for letter in found]})
+        print_json({"count": count, "letters": [_as_json(letter, payload) for letter in found]})
     else:
         click.echo("\n".join(lines_of_letters(found, count=count, payload=payload)))
 
@@ -121,7 +106,7 @@ def list_letters(
 @click.argument("id", type=click.UUID)
 @click.option("--subscription", metavar="NAME", help="Whose letter, if the message is dead in several.")
 @_payload_option
-@_json_option
+@json_option
 @database_url_option
 @tables_options
 def show(
@@ -142,7 +127,7 @@ def show(
             f"message {id} is no dead letter{whose} (`message-bus dead-letters list` shows what there is)"
         )
     if as_json:
-        _print_json(_as_json(letter, payload))
+        print_json(_as_json(letter, payload))
     else:
         click.echo("\n".join(lines_of_letter(letter, payload=payload)))
 
@@ -156,7 +141,7 @@ def show(
     metavar="NUMBER",
     help="Spread the first attempts: so many a second.",
 )
-@_json_option
+@json_option
 @database_url_option
 @tables_options
 def replay(rate: float | None, **options: Any) -> None:
@@ -171,7 +156,7 @@ def replay(rate: float | None, **options: Any) -> None:
 @dead_letters.command()
 @_selection_options
 @_deciding_options
-@_json_option
+@json_option
 @database_url_option
 @tables_options
 def discard(**options: Any) -> None:
@@ -204,78 +189,38 @@ def _decide(
             if everything
             else "nothing is selected (give --id, --subscription, --message, --error, --since or --until; or --all)"
         )
-    logging.basicConfig(format="%(levelname)s %(name)s: %(message)s")
+    show_warnings()
     rate = {} if per_second is None else {"per_second": per_second}
-    with _opened(database_url, schema, prefix) as (session, letters):
+    with opened(database_url, schema, prefix) as (session, tables):
+        letters = DeadLetters(session, tables=tables)
         decide: Callable[..., DeadLetterReport] = getattr(letters, action)
         report = decide(**chosen, everything=everything, limit=limit, dry_run=True)
         session.rollback()
         if report.letters and not dry_run:
             if not yes and (action == "discard" or report.count > 1):
-                _confirm(report)
-            done = decide(letters=report.letters, by=by or _user(), **rate)
+                confirm(
+                    lines_of_report(report, question=True),
+                    f"{action} {'it' if report.count == 1 else 'them'}?",
+                )
+            done = decide(letters=report.letters, by=by or user(), **rate)
             session.commit()
             report = DeadLetterReport(action=action, letters=done.letters, left=report.left)
     if as_json:
-        _print_json({"count": report.count, **asdict(report)})
+        print_json({"count": report.count, **asdict(report)})
     else:
         click.echo("\n".join(lines_of_report(report, per_second=per_second)))
-
-
-def _confirm(report: DeadLetterReport) -> None:
-    click.echo("\n".join(lines_of_report(report, question=True)), err=True)
-    try:
-        agreed = click.confirm(f"{report.action} {'it' if report.count == 1 else 'them'}?", err=True)
-    except click.Abort:
-        raise click.ClickException("nobody has answered: nothing was changed (add --yes)") from None
-    if not agreed:
-        raise click.ClickException("nothing was changed")
 
 
 def _selection(given: dict[str, Any]) -> dict[str, Any]:
     return {**given, "ids": given["ids"] or None}
 
 
-def _user() -> str | None:
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError, ImportError):  # no such user, as in some containers
-        return None
-
-
-@contextmanager
-def _opened(
-    url: URL, schema: str | None, prefix: str, *, sqlite_begin: str = "IMMEDIATE"
-) -> Generator[tuple[Session, DeadLetters]]:
-    tables = tables_of(schema, prefix)
-    with explained(url):
-        engine = create_engine(url, execution_options={"sqlite_begin": sqlite_begin})
-        if engine.dialect.name == "sqlite":
-            configure_sqlite(engine)
-        try:
-            with engine.connect() as connection:
-                check_schema(connection, tables)
-            with Session(engine) as session:
-                yield session, DeadLetters(session, tables=tables)
-        finally:
-            engine.dispose()
-
-
 @contextmanager
 def _reading(url: URL, schema: str | None, prefix: str) -> Generator[DeadLetters]:
-    """To look only: beside a writer, where IMMEDIATE would wait for it."""
-    with _opened(url, schema, prefix, sqlite_begin="DEFERRED") as (_, letters):
-        yield letters
+    with reading(url, schema, prefix) as (session, tables):
+        yield DeadLetters(session, tables=tables)
 
 
 def _as_json(letter: DeadLetter, payload: bool) -> dict[str, Any]:
     left_out: Final = () if payload else ("payload", "meta")
     return {name: value for name, value in asdict(letter).items() if name not in left_out}
-
-
-def _print_json(value: dict[str, Any]) -> None:
-    click.echo(json.dumps(value, default=_plain))
-
-
-def _plain(value: object) -> str:
-    return value.isoformat() if isinstance(value, datetime) else str(value)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
-from datetime import datetime
+from collections.abc import Sequence
 from typing import Any, Final
 
 from message_bus.admin.letters import ChosenLetter, DeadLetter, DeadLetterReport
+from message_bus.cli.lines import harmless, instant, short, table
 
 _LONGEST_ERROR: Final = 72
 _LONGEST_KEY: Final = 32
@@ -22,14 +22,14 @@ def lines_of_letters(letters: Sequence[DeadLetter], *, count: int, payload: bool
             str(letter.id or _GONE),
             letter.subscription,
             letter.message or _GONE,
-            _short(letter.key or "", _LONGEST_KEY),
+            short(letter.key or "", _LONGEST_KEY),
             str(letter.attempts),
-            _time(letter.failed_at),
-            _short(letter.error or "", _LONGEST_ERROR),
+            instant(letter.failed_at),
+            short(letter.error or "", _LONGEST_ERROR),
         )
         for letter in letters
     ]
-    lines = _table(("id", "subscription", "message", "key", "attempts", "died at", "error"), rows)
+    lines = table(("id", "subscription", "message", "key", "attempts", "died at", "error"), rows)
     if payload:
         heading, *others = lines
         pairs = zip(others, letters, strict=True)
@@ -48,17 +48,17 @@ def lines_of_letter(letter: DeadLetter, *, payload: bool = False) -> list[str]:
         "subscription": letter.subscription,
         "position": str(letter.position),
         "key": letter.key or "none",
-        "registered at": _time(letter.created_at) if letter.created_at else _GONE,
-        "died at": _time(letter.failed_at),
+        "registered at": instant(letter.created_at) if letter.created_at else _GONE,
+        "died at": instant(letter.failed_at),
         "attempts": str(letter.attempts),
         "error": letter.error or "",
     }
     if payload:
         about |= {"payload": _json(letter.payload), "meta": _json(letter.meta)}
     width = max(map(len, about))
-    lines = [f"{name.ljust(width)}  {_harmless(value)}" for name, value in about.items()]
+    lines = [f"{name.ljust(width)}  {harmless(value)}" for name, value in about.items()]
     if letter.traceback:
-        lines += ["traceback", *(f"  {_harmless(line)}" for line in letter.traceback.splitlines())]
+        lines += ["traceback", *(f"  {harmless(line)}" for line in letter.traceback.splitlines())]
     return lines
 
 
@@ -71,7 +71,7 @@ def lines_of_report(
     lines: list[str] = []
     if question or report.dry_run:
         lines = [f"{'about to' if question else 'would'} {report.action} {_counted(report.count)}:"]
-        lines += [f"  {line}" for line in _table(("id", "subscription", "message", "key"), _rows(report))]
+        lines += [f"  {line}" for line in table(("id", "subscription", "message", "key"), _rows(report))]
         if report.count > _MOST_SHOWN:
             lines.append(f"  ... and {report.count - _MOST_SHOWN:,} more")
     elif report.letters:
@@ -101,38 +101,13 @@ def _row(letter: ChosenLetter) -> tuple[str, ...]:
         str(letter.id or _GONE),
         letter.subscription,
         letter.message or _GONE,
-        _short(letter.key or "", _LONGEST_KEY),
+        short(letter.key or "", _LONGEST_KEY),
     )
-
-
-def _table(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    columns = list(zip(heading, *rows, strict=True))
-    widths = [max(map(len, column)) for column in columns]
-    return ["  ".join(cells).rstrip() for cells in _padded([heading, *rows], widths)]
-
-
-def _padded(rows: Sequence[Sequence[str]], widths: Sequence[int]) -> Iterator[list[str]]:
-    for row in rows:
-        yield [_harmless(cell).ljust(width) for cell, width in zip(row, widths, strict=True)]
 
 
 def _counted(count: int) -> str:
     return f"{count:,} dead {'letter' if count == 1 else 'letters'}"
 
 
-def _short(text: str, longest: int) -> str:
-    line = next(iter(text.splitlines()), "")
-    return line if len(line) <= longest and line == text.strip() else f"{line[: longest - 1]}…"
-
-
-def _harmless(text: str) -> str:
-    """Control characters could move the cursor, or worse."""
-    return "".join(each if each.isprintable() else "\N{REPLACEMENT CHARACTER}" for each in text)
-
-
 def _json(value: Any) -> str:
-    return _harmless(json.dumps(value, ensure_ascii=False))
-
-
-def _time(at: datetime) -> str:
-    return at.strftime("%Y-%m-%d %H:%M:%SZ")
+    return harmless(json.dumps(value, ensure_ascii=False))

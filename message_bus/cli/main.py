@@ -6,6 +6,9 @@ line to `COMMANDS` and a module; it decides nothing itself.
 
 from __future__ import annotations
 
+import os
+import signal
+import sys
 from collections.abc import Mapping
 from importlib import import_module
 from typing import Any, Final
@@ -19,10 +22,20 @@ COMMANDS: Final = {
         "Find, replay and discard what was given up.",
     ),
     "db": ("message_bus.cli.db:db", "Create and upgrade the tables."),
+    "doctor": ("message_bus.cli.doctor:doctor", "Say what is wrong, and what to do."),
+    "prune": ("message_bus.cli.prune:prune", "Remove old messages that every subscription has passed."),
+    "schedule": ("message_bus.cli.schedule:schedule", "List and cancel delayed messages."),
+    "status": ("message_bus.cli.status:status", "Show how the outbox is doing."),
+    "subscriptions": (
+        "message_bus.cli.subscriptions:subscriptions",
+        "List, start, pause, move, rename, drop and divide subscriptions.",
+    ),
+    "why": ("message_bus.cli.why:why", "Tell the life of one message."),
     "process-outbox": (
         "message_bus.cli.process_outbox:process_outbox",
         "Deliver what is in the outbox, once. For cron.",
     ),
+    "relay": ("message_bus.cli.relay:relay", "Deliver what is in the outbox until it is stopped."),
 }
 
 
@@ -44,6 +57,21 @@ class LazyGroup(click.Group):
         module, _, attribute = self._lazy[cmd_name][0].partition(":")
         command: click.Command = getattr(import_module(module), attribute)
         return command
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command; if it is interrupted, die of the signal.
+
+        Only then does a shell know that Ctrl-C was meant for its loop, too. The exit code 1 that click would make of it
+        means that the command could not run.
+        """
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
+            os.kill(os.getpid(), signal.SIGINT)
+            raise  # SIGINT is blocked
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """List the commands without importing them."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Final, TypeVar
 
 import click
@@ -15,33 +16,45 @@ from sqlalchemy.engine import URL
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from message_bus.delivery.verdicts import error_text, traceback_text
-from message_bus.errors import MessageBusError, SettingsError
+from message_bus.errors import MessageBusError, SchemaError, SettingsError, WiringError
+from message_bus.storage.schema import SUPPORTED_DIALECTS
 from message_bus.storage.tables import MessageBusTables
-from message_bus.storage.urls import secrets_in, sync_url
+from message_bus.storage.urls import missing_driver, parse_url, place_of, secrets_in, sync_url
 
 DATABASE_URL_VARIABLE: Final = "MESSAGE_BUS_DATABASE_URL"
-_EXTRAS: Final = {
-    "psycopg": "postgres",
-    "asyncpg": "asyncpg",
-    "aiosqlite": "sqlite-async",
-    "greenlet": "postgres",
-}
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 
-def _read_url(context: click.Context, parameter: click.Parameter, value: str) -> URL:
+def _with_sync_driver(context: click.Context, parameter: click.Parameter, value: str | None) -> URL:
+    return sync_url(_as_given(context, parameter, value))
+
+
+def _as_given(_context: click.Context, _parameter: click.Parameter, value: str | None) -> URL:
+    if not value:
+        raise click.ClickException(f"no database given (set {DATABASE_URL_VARIABLE}, or use --database-url)")
     try:
-        return sync_url(value)
+        url = parse_url(value)
     except SettingsError as error:
-        raise click.BadParameter("; ".join(error.problems), context, parameter) from None
+        raise click.ClickException(str(error)) from None
+    if url.get_backend_name() not in SUPPORTED_DIALECTS:
+        raise click.ClickException(f"{url.get_backend_name()!r} is not supported (use PostgreSQL or SQLite)")
+    return url
 
 
 def database_url_option(command: _Command) -> _Command:
-    """Give the command a required `database_url`: a URL with a synchronous driver."""
+    """Give the command its `database_url`: a URL with a synchronous driver. Without one it ends with exit code 1."""
+    return _database_url_option(_with_sync_driver, command)
+
+
+def given_database_url_option(command: _Command) -> _Command:
+    """The same, with the driver that is written there: for a command that runs buses of both kinds."""
+    return _database_url_option(_as_given, command)
+
+
+def _database_url_option(callback: Callable[..., URL], command: _Command) -> _Command:
     return click.option(
         "--database-url",
-        required=True,
-        callback=_read_url,
+        callback=callback,
         metavar="URL",
         envvar=DATABASE_URL_VARIABLE,
         show_envvar=True,
@@ -68,6 +81,22 @@ def tables_of(schema: str | None, prefix: str) -> MessageBusTables:
         raise click.UsageError("; ".join(error.problems)) from None
 
 
+def refuse_missing_file(url: URL) -> None:
+    """Stop before SQLite makes an empty file of a name that is only mistyped. Other databases refuse unknown names.
+
+    Raises: WiringError naming the file, and where it was looked for.
+    """
+    name = url.database or ":memory:"
+    if url.get_backend_name() != "sqlite" or name == ":memory:" or name.startswith("file:"):
+        return
+    path = Path(name)
+    if not path.exists():
+        where = "" if path.is_absolute() else f"{path.absolute()}; "
+        raise WiringError(
+            f"no database file {name!r} ({where}is the URL right? `message-bus db upgrade` makes one)"
+        )
+
+
 @contextmanager
 def reported(url: URL) -> Generator[None]:
     """Turn an error of ours, or of the database, into one line without secrets and exit code 1."""
@@ -75,6 +104,8 @@ def reported(url: URL) -> Generator[None]:
         yield
     except DBAPIError as error:
         raise click.ClickException(without_secrets(_database_error(error, url), url)) from None
+    except SchemaError as error:
+        raise click.ClickException(without_secrets(f"database {place_of(url)}: {error}", url)) from None
     except (MessageBusError, SQLAlchemyError, OSError) as error:
         raise click.ClickException(without_secrets(str(error), url)) from None
 
@@ -83,10 +114,12 @@ def reported(url: URL) -> Generator[None]:
 def explained(url: URL, *, debug: bool | None = None) -> Generator[None]:
     """Whatever went wrong: one line and exit code 1; with `debug` the traceback before it. Never a password.
 
+    For commands on a database that is there: a SQLite file that does not exist is such an error, too, and is not made.
     `debug` is None for a command without that option.
     """
     try:
         with reported(url):
+            refuse_missing_file(url)
             yield
     except (click.UsageError, click.exceptions.Exit):
         raise
@@ -103,13 +136,7 @@ def explained(url: URL, *, debug: bool | None = None) -> Generator[None]:
 
 def _unforeseen(error: Exception, url: URL, *, hint: bool) -> str:
     if isinstance(error, ImportError):
-        missing = (error.name or "").partition(".")[0]
-        remedy = (
-            f"pip install 'sqlalchemy-message-bus[{_EXTRAS[missing]}]'"
-            if missing in _EXTRAS
-            else "install it"
-        )
-        return f"the driver for {url.drivername} is missing: {error} ({remedy})"
+        return missing_driver(error, url)
     return f"{error_text(error)} (--debug shows the traceback)" if hint else error_text(error)
 
 
@@ -121,10 +148,7 @@ def _on_one_line(text: str) -> str:
 def _database_error(error: DBAPIError, url: URL) -> str:
     lines = [line.strip() for line in str(error.orig).splitlines() if line.strip()]
     said = lines[0] if lines else type(error.orig).__name__
-    where = f"{url.host or 'localhost'}{f':{url.port}' if url.port else ''}/{url.database or ''}"
-    if url.get_backend_name() == "sqlite":
-        where = url.database or ":memory:"
-    return f"database {where}: {said} (check {DATABASE_URL_VARIABLE}, and that this user may do that)"
+    return f"database {place_of(url)}: {said} (check {DATABASE_URL_VARIABLE}, and that this user may do that)"
 
 
 def without_secrets(message: str, url: URL) -> str:

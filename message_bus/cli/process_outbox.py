@@ -22,15 +22,19 @@ from sqlalchemy.orm import Session
 
 from message_bus.bus.abc import AsyncMessageBusABC, MessageBusABC
 from message_bus.cli.application import load_bus
-from message_bus.cli.options import DATABASE_URL_VARIABLE, explained, tables_of, tables_options
+from message_bus.cli.options import (
+    explained,
+    given_database_url_option,
+    tables_of,
+    tables_options,
+)
 from message_bus.delivery.process import process_outbox as run
 from message_bus.delivery.report import OutboxReport, SubscriptionReport
-from message_bus.errors import SettingsError
 from message_bus.repositories.sqlalchemy import SQLAlchemyOutBoxRepo
 from message_bus.storage.schema import check_schema
 from message_bus.storage.sqlite import configure_sqlite
 from message_bus.storage.tables import MessageBusTables
-from message_bus.storage.urls import parse_url, sync_url
+from message_bus.storage.urls import sync_url
 
 EXIT_NOT_DONE: Final = 3
 _ASYNC_DRIVERS: Final = {"sqlite": "sqlite+aiosqlite", "sqlite+pysqlite": "sqlite+aiosqlite"}
@@ -50,14 +54,7 @@ class _Step:
 @click.option(
     "--app", required=True, metavar="MODULE:ATTRIBUTE", help="A bus, or a callable that returns one."
 )
-@click.option(
-    "--database-url",
-    metavar="URL",
-    envvar=DATABASE_URL_VARIABLE,
-    show_envvar=True,
-    help="Such as postgresql://user:password@host/name or sqlite:///file.db. Prefer the environment variable: "
-    "other users of the machine can read a command line.",
-)
+@given_database_url_option
 @tables_options
 @click.option("--limit", type=click.IntRange(min=1), help="Try at most so many messages per subscription.")
 @click.option(
@@ -78,7 +75,7 @@ def process_outbox(
     ctx: click.Context,
     *,
     app: str,
-    database_url: str | None,
+    database_url: URL,
     schema: str | None,
     prefix: str,
     limit: int | None,
@@ -95,24 +92,14 @@ def process_outbox(
     step = _Step(
         tables=tables_of(schema, prefix), limit=limit, only=only or None, lease=timedelta(seconds=lease)
     )
-    url = _read_url(database_url)
-    with explained(url, debug=debug):
+    with explained(database_url, debug=debug):
         bus = load_bus(app)
         logging.basicConfig(
             format="%(levelname)s %(name)s: %(message)s"
         )  # does nothing if the application did it
-        report = _process(bus, url, step)
+        report = _process(bus, database_url, step)
     click.echo(json.dumps({"ok": report.ok, **asdict(report)}) if as_json else "\n".join(lines_of(report)))
     ctx.exit(0 if report.ok else EXIT_NOT_DONE)
-
-
-def _read_url(given: str | None) -> URL:
-    if not given:
-        raise click.ClickException(f"no database given (set {DATABASE_URL_VARIABLE}, or use --database-url)")
-    try:
-        return parse_url(given)
-    except SettingsError as error:
-        raise click.ClickException(str(error)) from None
 
 
 def _process(bus: MessageBusABC | AsyncMessageBusABC, url: URL, step: _Step) -> OutboxReport:

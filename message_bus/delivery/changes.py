@@ -15,13 +15,26 @@ from typing import Any
 from sqlalchemy import CursorResult
 from sqlalchemy.orm import Session
 
-from message_bus.delivery.jobs import Change, Failed, Held, Job, Position, Settled
+from message_bus.delivery.jobs import (
+    Change,
+    Crashed,
+    Failed,
+    Held,
+    Job,
+    Position,
+    Postponed,
+    Revived,
+    Settled,
+    TakenBack,
+    Trying,
+)
 from message_bus.delivery.lease import Lease
 from message_bus.delivery.reading import Reader
-from message_bus.delivery.verdicts import Retry, error_text, traceback_text
+from message_bus.delivery.verdicts import Dead, Retry, error_text, traceback_text
 from message_bus.errors import LeaseLost
 from message_bus.storage import statements
-from message_bus.storage.tables import DEAD, HELD, RETRYING, MessageBusTables
+from message_bus.storage.dead_letter_statements import replay_letter
+from message_bus.storage.tables import DEAD, HELD, RETRYING, TRYING, MessageBusTables
 
 logger = logging.getLogger("message_bus.delivery")
 
@@ -37,6 +50,9 @@ class Recorder:
         self._forget = statements.forget(tables)
         self._first_failure = statements.record_new_failure(tables)
         self._next_failure = statements.record_failure(tables)
+        self._set_state = statements.set_state(tables)
+        self._crash = statements.record_crash(tables)
+        self._replay = replay_letter(tables)
 
     def commit(self, session: Session, changes: Sequence[Change], *, to: int, ahead: int = 0) -> None:
         """Write the changes, move the checkpoint to `to`, commit; if the answer is lost, find out what happened.
@@ -71,21 +87,9 @@ class Recorder:
             )
 
     def _write(self, session: Session, changes: Sequence[Change]) -> None:
-        held = [change.job for change in changes if isinstance(change, Held)]
-        if held:
-            session.execute(
-                self._hold,
-                [
-                    {
-                        "subscription": self._name,
-                        "position": job.position,
-                        "key": job.message.key,
-                        "key_hash": job.message.key_hash,
-                        "state": HELD,
-                    }
-                    for job in held
-                ],
-            )
+        rows = [row for change in changes if (row := self._untried(change)) is not None]
+        if rows:
+            session.execute(self._hold, rows)
         for change in changes:
             match change:
                 case Failed(job=job) if job.state is None:
@@ -94,8 +98,37 @@ class Recorder:
                     self._one(session, self._next_failure, self._repeated_failure(change))
                 case Settled(job=job):
                     self._one(session, self._forget, self._row(job))
-                case Held():
+                case Trying(job=job) if job.state is not None:
+                    self._one(session, self._set_state, {**self._row(job), "new_state": TRYING})
+                case TakenBack(position=position, state=state):  # if it is not there it was never recorded
+                    row = {"of_subscription": self._name, "at_position": position, "was": TRYING}
+                    session.execute(self._set_state, {**row, "new_state": state})
+                case Crashed():
+                    self._one(session, self._crash, self._crashed(change))
+                case Revived(position=position):
+                    letter = {"of_subscription": self._name, "at_position": position, "delay": None}
+                    self._one(session, self._replay, letter)
+                case Held() | Postponed() | Trying():
                     pass
+
+    def _untried(self, change: Change) -> dict[str, Any] | None:
+        """The row of a new message that has not been tried."""
+        match change:
+            case Held(job=job):
+                state = HELD
+            case Postponed(job=job):
+                state = RETRYING
+            case Trying(job=job) if job.state is None:
+                state = TRYING
+            case _:
+                return None
+        return {
+            "subscription": self._name,
+            "position": job.position,
+            "key": job.message.key,
+            "key_hash": job.message.key_hash,
+            "state": state,
+        }
 
     def _one(self, session: Session, statement: Any, parameters: dict[str, Any]) -> None:
         result: CursorResult[Any] = session.execute(statement, parameters)  # type: ignore[assignment]
@@ -117,6 +150,20 @@ class Recorder:
             "delay": verdict.delay.total_seconds() if isinstance(verdict, Retry) else None,
             "error": error_text(change.error),
             "traceback": traceback_text(change.error),
+        }
+
+    def _crashed(self, change: Crashed) -> dict[str, Any]:
+        verdict = change.verdict
+        return {
+            "of_subscription": self._name,
+            "at_position": change.position,
+            "was": TRYING,
+            "new_state": DEAD if isinstance(verdict, Dead) else RETRYING,
+            "new_crashes": change.crashes,
+            "delay": None if isinstance(verdict, Dead) else verdict.delay.total_seconds(),
+            "new_error": verdict.reason
+            if isinstance(verdict, Dead)
+            else "the worker died with this message in hand",
         }
 
     def _repeated_failure(self, change: Failed) -> dict[str, Any]:

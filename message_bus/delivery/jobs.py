@@ -1,6 +1,6 @@
 """What the engine passes along: messages in hand, what became of them, where a subscription stands. Plain values.
 
-    Job ──► Held | Failed | Settled (a change, recorded with the checkpoint) or Sent (concurrent mode: handled, not recorded yet)
+    Job ──► Held | Failed | Settled | ... (a change, recorded with the checkpoint) or Sent (concurrent mode: not recorded yet)
 
 One set for both colours; they know no session and decide nothing.
 """
@@ -31,6 +31,7 @@ class Job:
     position: int
     state: str | None = None
     attempts: int = 0
+    crashes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +71,45 @@ class Settled:
     job: Job
 
 
-Change = Held | Failed | Settled
+@dataclass(frozen=True, slots=True)
+class Trying:
+    """A message that is about to be tried, recorded before it is (careful mode, S6)."""
+
+    job: Job
+
+
+@dataclass(frozen=True, slots=True)
+class TakenBack:
+    """A recorded attempt that nobody died of: the row is in `state` again, if it still is there (S6)."""
+
+    position: int
+    state: str
+
+
+@dataclass(frozen=True, slots=True)
+class Postponed:
+    """A new message that was not tried, while a later one of the same batch was: to be tried at once."""
+
+    job: Job
+
+
+@dataclass(frozen=True, slots=True)
+class Crashed:
+    """A message that a worker had alone in hand when it died."""
+
+    position: int
+    crashes: int
+    verdict: Retry | Dead
+
+
+@dataclass(frozen=True, slots=True)
+class Revived:
+    """A dead letter whose type is known by now (G7)."""
+
+    position: int
+
+
+Change = Held | Failed | Settled | Trying | TakenBack | Postponed | Crashed | Revived
 
 
 @dataclass(slots=True)
@@ -81,6 +120,14 @@ class Tally:
     passed_over: int = 0
     tried: int = 0
     unavailable: bool = False
+    suspicious: bool = False
+
+
+@dataclass(slots=True)
+class Stop:
+    """Whether those who work on messages are asked to end: what is in hand is finished, nothing else is begun."""
+
+    asked: bool = False
 
 
 class Interrupted(Exception):

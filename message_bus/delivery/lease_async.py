@@ -5,25 +5,37 @@
 
 Every commit of progress is a compare-and-set on epoch, owner, position and revision (S1). An operator who replays a
 dead letter adds two to the revision: that takes nothing from the lease, but what was read before is `outdated` (S3).
+
+How long the lease is good it also knows by this process's own clock, counted from before the request that last made it
+last (S7). It stays with a worker from run to run, and so does what the worker has to remember: `care`, `suspicion`.
 Used by the engine only.
 """
 
 from __future__ import annotations
 
+import logging
 import secrets
 from collections.abc import Sequence
 from datetime import datetime, timedelta
-from typing import Any
+from time import monotonic
+from typing import Any, Final
 
 from sqlalchemy import CursorResult, Row
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from message_bus.delivery.jobs import Position
+from message_bus.delivery.care import Care
+from message_bus.delivery.jobs import Position, TakenBack
 from message_bus.delivery.subscription import Subscription
+from message_bus.delivery.suspicion import Suspicion
+from message_bus.delivery.watch import Watch
 from message_bus.errors import LeaseLost, SettingsError
 from message_bus.storage import statements
 from message_bus.storage.logs import OUTBOX_LOG
 from message_bus.storage.tables import ACTIVE, IDLE, MessageBusTables
+
+logger = logging.getLogger("message_bus.delivery")
+
+USED: Final = 0.9  # of the lease: clocks run at different speeds, and a handler takes a moment to begin
 
 
 async def ensure_subscriptions_async(
@@ -134,7 +146,15 @@ async def _start_position(
 
 
 class AsyncLease:
-    """The right to move one partition's checkpoint, until `lease` has passed without a renewal. Not task-safe."""
+    """The right to move one partition's checkpoint, until `lease` has passed without a renewal.
+
+    Not task-safe, but for `renew`: heartbeats come from elsewhere.
+    """
+
+    @staticmethod
+    def clock() -> float:
+        """This process's own clock, in seconds; tests put another one in its place."""
+        return monotonic()
 
     def __init__(
         self,
@@ -148,14 +168,25 @@ class AsyncLease:
         lease: timedelta,
         claimed_at: datetime,
         taken_over: bool,
+        asked_at: float,
     ) -> None:
         self.settings = settings
         self.partition = partition
         self.at = at
+        self.epoch = epoch
         self.claimed_at = claimed_at
         self.taken_over = taken_over
         self.outdated = False
         """An operator has decided something since the engine has read: it reads anew and sets this back."""
+        self.care = Care.after(taken_over, settings.fetch_size)
+        self.suspicion = Suspicion()
+        self.watch = Watch(settings.handler_timeout, self.clock)
+        self.settled_in = False
+        """Whether what the last owner has left was looked at."""
+        self.unfinished: TakenBack | None = None
+        """How to take back the attempt that is recorded, as long as nobody knows what became of it (S6)."""
+        self._over_at = asked_at + lease.total_seconds() * USED
+        self._asked_at = asked_at
         self._lock = statements.lock_mine(tables)
         self._look = statements.look_mine(tables)
         self._advance = statements.advance(tables)
@@ -163,6 +194,16 @@ class AsyncLease:
         self._release = statements.release(tables)
         self._lease = lease
         self._me = {"subscription": settings.name, "part": partition, "my_epoch": epoch, "me": owner}
+
+    @property
+    def over(self) -> bool:
+        """Whether somebody else may have it by now: no handler is started before it is renewed (S7)."""
+        return self.clock() >= self._over_at
+
+    @property
+    def hangs(self) -> bool:
+        """Whether a handler runs for longer than it may, so that the lease is not renewed (S11)."""
+        return self.watch.hangs
 
     async def lock(self, session: AsyncSession) -> None:
         """Lock the partition's row, before delivery rows are read or changed (S3). Raises LeaseLost.
@@ -194,6 +235,7 @@ class AsyncLease:
 
     def advancing(self, to: int) -> dict[str, Any]:
         """The parameters of a statement that moves the checkpoint to `to`."""
+        self._asked_at = self.clock()
         return {
             **self._me,
             "from": self.at.position,
@@ -213,6 +255,10 @@ class AsyncLease:
     def committed(self, at: Position) -> None:
         """The commit that `advance` prepared has happened."""
         self.at = at
+        self._lasts(self._asked_at)
+
+    def _lasts(self, asked_at: float) -> None:
+        self._over_at = max(self._over_at, asked_at + self._lease.total_seconds() * USED)
 
     async def happened(self, session: AsyncSession, expected: Position) -> bool:
         """After a commit whose answer was lost: did it happen (S1)? Raises LeaseLost."""
@@ -232,11 +278,29 @@ class AsyncLease:
         self.at = Position(row.position, row.revision)
 
     async def renew(self, session: AsyncSession) -> bool:
-        """Make the lease last from now; False if it is lost. Leaves the transaction open."""
+        """Make the lease last from now, and commit; False if it is lost.
+
+        While a handler hangs nothing is renewed: the lease ends, and somebody else takes the partition (S11).
+        """
+        for what in self.watch.news():
+            logger.error(
+                "%s runs for longer than its handler_timeout: subscription %r partition %d is left to another worker",
+                what,
+                self.settings.name,
+                self.partition,
+                extra={"subscription": self.settings.name, "partition": self.partition},
+            )
+        if self.watch.hangs:
+            return True
+        asked_at = self.clock()
         renewed: CursorResult[Any] = await session.execute(  # type: ignore[assignment]
             self._renew, {**self._me, "lease": self._lease.total_seconds()}
         )
-        return renewed.rowcount == 1
+        mine = renewed.rowcount == 1
+        await session.commit()
+        if mine:
+            self._lasts(asked_at)
+        return mine
 
     async def release(self, session: AsyncSession) -> None:
         """Give the lease back; only with no batch in hand (S6). Leaves the transaction open."""
@@ -252,8 +316,10 @@ async def claim_async(
     lease: timedelta,
 ) -> AsyncLease | None:
     """Take the lease of a partition without waiting; None if somebody else has it. Leaves the transaction open."""
+    asked_at = AsyncLease.clock()
     found = await session.execute(
-        statements.claimable(tables), {"name": settings.name, "partition": partition}
+        statements.claimable(tables),
+        {"name": settings.name, "partition": partition, "partitions": settings.partitions},
     )
     row = found.one_or_none()
     if row is None:
@@ -281,4 +347,5 @@ async def claim_async(
         lease=lease,
         claimed_at=row.now,
         taken_over=row.owner is not None,
+        asked_at=asked_at,
     )

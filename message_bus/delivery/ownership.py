@@ -9,16 +9,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import NoReturn
+from typing import Any, NoReturn
 
+import sqlalchemy as sa
 from sqlalchemy import Connection, Engine, event
 from sqlalchemy import inspect as inspect_entity
-from sqlalchemy.orm import Session
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.orm import Session, SessionTransaction, SessionTransactionOrigin
+from sqlalchemy.util import concurrency
 
 from message_bus.errors import SessionOwnedBySubscription, SettingsError, UnflushedWork
 from message_bus.repositories import late_writing
 
 _LENT = "message_bus.lent"  # in Session.info
+_WRITTEN = (
+    "message_bus.written"  # in Session.info: the root transaction that a flush or bulk method has written in
+)
+_CHANGES = "message_bus.changes"  # in Session.info: SQLite connections, and how much each had written before
 _ENDING = ("commit", "rollback", "close", "reset", "invalidate", "prepare")
 
 
@@ -73,7 +80,13 @@ def write_everything(session: Session) -> None:
 
 
 def refuse_unflushed(session: Session) -> None:
-    """Raise UnflushedWork if committing this session would commit work that its user has not committed."""
+    """Raise UnflushedWork if committing this session would commit work that its user has not committed.
+
+    Flushes, `bulk_insert_mappings()` and the like, and Query.update() are always seen. Other statements are on SQLite
+    by the rows that they changed. On PostgreSQL the server is asked whether the transaction has written or locked rows;
+    not where it is part of somebody's outer transaction, which may have written before, and not outside of the greenlet
+    of an async session.
+    """
     if session.new or session.dirty or session.deleted:
         raise UnflushedWork(
             "process_outbox commits, but the session has unflushed changes (commit or roll back first, "
@@ -84,6 +97,73 @@ def refuse_unflushed(session: Session) -> None:
             "process_outbox commits, but messages registered on the session are not committed yet "
             "(commit or roll back first, or give it a session of its own)"
         )
+
+    if getattr(session, "_trans_context_manager", None) is not None:
+        raise UnflushedWork(
+            "process_outbox commits, but the session is inside of `with session.begin()`, which commits itself "
+            "(call it behind that block, or give it a session of its own)"
+        )
+    if session.in_transaction() and _has_written(session):
+        raise UnflushedWork(
+            "process_outbox commits, but the session's open transaction has written something that is not committed "
+            "yet (commit or roll back first, or give it a session of its own)"
+        )
+
+
+def _has_written(session: Session) -> bool:
+    if session.info.get(_WRITTEN) is session.get_transaction():
+        return True
+    for driver_connection, before in session.info.get(_CHANGES, ()):
+        if driver_connection.total_changes != before:
+            return True
+    dialect = session.get_bind().dialect
+    if dialect.name != "postgresql" or isinstance(session.bind, Connection):
+        return False
+    if dialect.is_async and not concurrency.in_greenlet():
+        return False
+    try:
+        return session.connection().scalar(sa.text("SELECT txid_current_if_assigned()")) is not None
+    except DBAPIError:  # out of reach, or the transaction has failed: the first step will say so
+        return False
+
+
+def _note_writing(session: Session) -> None:
+    session.info[_WRITTEN] = session.get_transaction()
+
+
+def _after_transaction_create(session: Session, transaction: SessionTransaction) -> None:
+    if (
+        transaction.origin is SessionTransactionOrigin.SUBTRANSACTION
+    ):  # a flush, or bulk_insert_mappings() and the like
+        _note_writing(session)
+
+
+def _after_bulk(change: Any) -> None:
+    _note_writing(change.session)
+
+
+def _after_begin(session: Session, transaction: SessionTransaction, connection: Connection) -> None:
+    if connection.dialect.name == "sqlite":
+        driver_connection: Any = connection.connection.driver_connection
+        known = session.info.setdefault(_CHANGES, [])
+        if not any(each is driver_connection for each, _ in known):  # begun again for a savepoint
+            known.append((driver_connection, driver_connection.total_changes))
+
+
+def _after_transaction_end(session: Session, transaction: SessionTransaction) -> None:
+    if transaction.parent is None:
+        session.info.pop(_WRITTEN, None)
+        session.info.pop(_CHANGES, None)
+
+
+for _name, _listener in (
+    ("after_transaction_create", _after_transaction_create),
+    ("after_bulk_update", _after_bulk),
+    ("after_bulk_delete", _after_bulk),
+    ("after_begin", _after_begin),
+    ("after_transaction_end", _after_transaction_end),
+):
+    event.listen(Session, _name, _listener)
 
 
 def refuse_fragile(session: Session) -> None:

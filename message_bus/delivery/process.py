@@ -13,27 +13,23 @@ from contextlib import ExitStack
 from datetime import timedelta
 from typing import Any
 
-from sqlalchemy import NullPool, QueuePool
-from sqlalchemy.engine import Connection, Engine
+from sqlalchemy.engine import Connection
 from sqlalchemy.orm import Session
 
 from message_bus._compat import (
-    Ticker,
     bound_to,
     on_sync_session,
     plain_session,
-    session_factory,
 )
-from message_bus.delivery.engine import ConcurrentRun, Run, TransactionalRun
 from message_bus.delivery.housekeeping import promote_due, prune
-from message_bus.delivery.jobs import Tally
-from message_bus.delivery.lease import Lease, claim, ensure_subscriptions
+from message_bus.delivery.jobs import Stop, Tally
+from message_bus.delivery.lease import ensure_subscriptions
 from message_bus.delivery.own_rows import process_own_rows
 from message_bus.delivery.ownership import refuse_fragile, refuse_unflushed
 from message_bus.delivery.patience import Patience
-from message_bus.delivery.reading import Reader
 from message_bus.delivery.report import OutboxReport, SubscriptionReport, summed
 from message_bus.delivery.subscription import Subscription
+from message_bus.delivery.worker import Worker
 from message_bus.errors import LeaseLost, SettingsError, Unavailable, WiringError, names_of
 from message_bus.repositories.registering import as_repo
 from message_bus.repositories.sqlalchemy import SQLAlchemyOutBoxRepo
@@ -93,7 +89,7 @@ def process_outbox(
                 )
             )
         stack.enter_context(bound_to(session, clause_for(repo.tables.outbox)))
-        refuse_unflushed(plain_session(session))
+        on_sync_session(session, refuse_unflushed)
         if not session.in_transaction():  # else what its connection is in may be its own
             refuse_fragile(plain_session(session))
         step = _Step(bus, session, repo.tables, lease=lease)
@@ -190,12 +186,21 @@ class _Step:
             left = None if limit is None else limit - total.tried
             if left == 0 or total.unavailable:
                 break
-            lease = self._claim(settings, partition)
-            if lease is None:
+            worker = Worker(
+                self._bus,
+                handler,
+                settings,
+                partition,
+                tables=self._tables,
+                watermark=self._watermark,
+                lease=self._lease_time,
+                stop=Stop(),
+            )
+            if not worker.claim(self._session):
                 busy = True
                 continue
             try:
-                tally = self._one(handler, settings, lease, limit=left)
+                tally = self._one(worker, limit=left)
             except LeaseLost as lost:
                 logger.warning("%s", lost, extra={"subscription": settings.name, "partition": partition})
                 busy = True
@@ -204,67 +209,25 @@ class _Step:
             total.passed_over += tally.passed_over
             total.tried += tally.tried
             total.unavailable |= tally.unavailable
+            total.suspicious |= tally.suspicious
         return total, busy
 
-    def _claim(self, settings: Subscription, partition: int) -> Lease | None:
-        lease = claim(self._session, self._tables, settings, partition, lease=self._lease_time)
-        self._session.commit()
-        return lease
-
-    def _one(self, handler: Any, settings: Subscription, lease: Lease, *, limit: int | None) -> Tally:
-        mode = settings.mode or handler.default_mode
-        kind: type[Run] = TransactionalRun if mode == "transactional" else ConcurrentRun
-        run = kind(
-            self._session,
-            handler,
-            tables=self._tables,
-            settings=settings,
-            lease=lease,
-            reader=Reader(self._tables, settings, lease.partition, self._watermark),
-            context=self._bus.context,
-            sessions=session_factory(self._session),
-        )
+    def _one(self, worker: Worker, *, limit: int | None) -> Tally:
+        session = self._session
         try:
-            with ExitStack() as stack:
-                beating = self._engine_for_heartbeats()
-                if beating is not None:
-                    beat = _Heartbeat(beating, lease)
-                    stack.enter_context(Ticker(beat, self._lease_time / 3))
-                tally = run.run(limit=limit, patience=self._patience)
+            with worker.beating(session):
+                tally = worker.run(session, limit=limit, patience=self._patience)
         except Exception:
             # the batch in hand was rolled back and nobody died of it: waiting for the lease to end would help nobody
-            self._release(lease, or_leave=True)
+            worker.release(session, or_leave=True)
             raise
         # only with no batch in hand: after KeyboardInterrupt and the like the lease is left to expire (S6)
-        self._release(lease)
+        worker.release(session)
         return tally
-
-    def _release(self, lease: Lease, *, or_leave: bool = False) -> None:
-        try:
-            lease.release(self._session)
-            self._session.commit()
-        except Exception as error:
-            if not or_leave:
-                raise
-            self._session.rollback()
-            logger.warning(
-                "the lease of subscription %r is left to expire: %s",
-                lease.settings.name,
-                type(error).__name__,
-                extra={"subscription": lease.settings.name, "partition": lease.partition},
-            )
 
     def _joined(self) -> bool:
         """Whether the session is part of somebody's transaction (a test that is rolled back, say)."""
         return isinstance(plain_session(self._session).bind, Connection)
-
-    def _engine_for_heartbeats(self) -> Engine | None:
-        """Where a heartbeat can come from: not inside somebody's transaction, and from a connection of its own.
-
-        Pools that hand out one connection to everybody, as for SQLite in memory, would let it commit our transaction.
-        """
-        bind = self._session.bind
-        return bind if isinstance(bind, Engine) and isinstance(bind.pool, QueuePool | NullPool) else None
 
     def _report(self, name: str, tally: Tally, *, busy: bool, idle: bool) -> SubscriptionReport:
         found = self._session.execute(statements.failed_counts(self._tables), {"subscription": name})
@@ -279,26 +242,6 @@ class _Step:
             dead=counts.get(DEAD, 0),
             busy=busy,
             unavailable=tally.unavailable,
+            suspicious=tally.suspicious,
             idle=idle,
         )
-
-
-class _Heartbeat:
-    """Renews a lease on a connection of its own while handlers run."""
-
-    def __init__(self, engine: Engine, lease: Lease) -> None:
-        self._engine = engine
-        self._lease = lease
-
-    def __call__(self) -> bool:
-        try:
-            with Session(self._engine) as session:
-                renewed = self._lease.renew(session)
-                session.commit()
-                return renewed
-        except Exception as error:
-            if not is_outage(error):
-                logger.exception("the heartbeat of subscription %r failed", self._lease.settings.name)
-            return (
-                True  # the next beat may come through; if none does, the lease ends and the commit is refused
-            )

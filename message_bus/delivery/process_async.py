@@ -12,27 +12,23 @@ from contextlib import AsyncExitStack
 from datetime import timedelta
 from typing import Any
 
-from sqlalchemy import NullPool, QueuePool
 from sqlalchemy.engine import Connection
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 
 from message_bus._compat import (
-    AsyncTicker,
     bound_to_async,
     on_sync_session_async,
     plain_session_async,
-    session_factory_async,
 )
-from message_bus.delivery.engine_async import AsyncConcurrentRun, AsyncRun, AsyncTransactionalRun
 from message_bus.delivery.housekeeping_async import promote_due_async, prune_async
-from message_bus.delivery.jobs import Tally
-from message_bus.delivery.lease_async import AsyncLease, claim_async, ensure_subscriptions_async
+from message_bus.delivery.jobs import Stop, Tally
+from message_bus.delivery.lease_async import ensure_subscriptions_async
 from message_bus.delivery.own_rows_async import process_own_rows_async
 from message_bus.delivery.ownership import refuse_fragile, refuse_unflushed
 from message_bus.delivery.patience_async import AsyncPatience
-from message_bus.delivery.reading_async import AsyncReader
 from message_bus.delivery.report import OutboxReport, SubscriptionReport, summed
 from message_bus.delivery.subscription import Subscription
+from message_bus.delivery.worker_async import AsyncWorker
 from message_bus.errors import LeaseLost, SettingsError, Unavailable, WiringError, names_of
 from message_bus.repositories.registering import as_repo
 from message_bus.repositories.sqlalchemy_async import AsyncSQLAlchemyOutBoxRepo
@@ -92,7 +88,7 @@ async def process_outbox_async(
                 )
             )
         stack.enter_context(bound_to_async(session, clause_for(repo.tables.outbox)))
-        refuse_unflushed(plain_session_async(session))
+        await on_sync_session_async(session, refuse_unflushed)
         if not session.in_transaction():  # else what its connection is in may be its own
             refuse_fragile(plain_session_async(session))
         step = _AsyncStep(bus, session, repo.tables, lease=lease)
@@ -195,12 +191,21 @@ class _AsyncStep:
             left = None if limit is None else limit - total.tried
             if left == 0 or total.unavailable:
                 break
-            lease = await self._claim(settings, partition)
-            if lease is None:
+            worker = AsyncWorker(
+                self._bus,
+                handler,
+                settings,
+                partition,
+                tables=self._tables,
+                watermark=self._watermark,
+                lease=self._lease_time,
+                stop=Stop(),
+            )
+            if not await worker.claim(self._session):
                 busy = True
                 continue
             try:
-                tally = await self._one(handler, settings, lease, limit=left)
+                tally = await self._one(worker, limit=left)
             except LeaseLost as lost:
                 logger.warning("%s", lost, extra={"subscription": settings.name, "partition": partition})
                 busy = True
@@ -209,69 +214,25 @@ class _AsyncStep:
             total.passed_over += tally.passed_over
             total.tried += tally.tried
             total.unavailable |= tally.unavailable
+            total.suspicious |= tally.suspicious
         return total, busy
 
-    async def _claim(self, settings: Subscription, partition: int) -> AsyncLease | None:
-        lease = await claim_async(self._session, self._tables, settings, partition, lease=self._lease_time)
-        await self._session.commit()
-        return lease
-
-    async def _one(
-        self, handler: Any, settings: Subscription, lease: AsyncLease, *, limit: int | None
-    ) -> Tally:
-        mode = settings.mode or handler.default_mode
-        kind: type[AsyncRun] = AsyncTransactionalRun if mode == "transactional" else AsyncConcurrentRun
-        run = kind(
-            self._session,
-            handler,
-            tables=self._tables,
-            settings=settings,
-            lease=lease,
-            reader=AsyncReader(self._tables, settings, lease.partition, self._watermark),
-            context=self._bus.context,
-            sessions=session_factory_async(self._session),
-        )
+    async def _one(self, worker: AsyncWorker, *, limit: int | None) -> Tally:
+        session = self._session
         try:
-            async with AsyncExitStack() as stack:
-                beating = self._engine_for_heartbeats()
-                if beating is not None:
-                    beat = _AsyncHeartbeat(beating, lease)
-                    await stack.enter_async_context(AsyncTicker(beat, self._lease_time / 3))
-                tally = await run.run(limit=limit, patience=self._patience)
+            async with worker.beating(session):
+                tally = await worker.run(session, limit=limit, patience=self._patience)
         except Exception:
             # the batch in hand was rolled back and nobody died of it: waiting for the lease to end would help nobody
-            await self._release(lease, or_leave=True)
+            await worker.release(session, or_leave=True)
             raise
         # only with no batch in hand: after KeyboardInterrupt and the like the lease is left to expire (S6)
-        await self._release(lease)
+        await worker.release(session)
         return tally
-
-    async def _release(self, lease: AsyncLease, *, or_leave: bool = False) -> None:
-        try:
-            await lease.release(self._session)
-            await self._session.commit()
-        except Exception as error:
-            if not or_leave:
-                raise
-            await self._session.rollback()
-            logger.warning(
-                "the lease of subscription %r is left to expire: %s",
-                lease.settings.name,
-                type(error).__name__,
-                extra={"subscription": lease.settings.name, "partition": lease.partition},
-            )
 
     def _joined(self) -> bool:
         """Whether the session is part of somebody's transaction (a test that is rolled back, say)."""
         return isinstance(plain_session_async(self._session).bind, Connection)
-
-    def _engine_for_heartbeats(self) -> AsyncEngine | None:
-        """Where a heartbeat can come from: not inside somebody's transaction, and from a connection of its own.
-
-        Pools that hand out one connection to everybody, as for SQLite in memory, would let it commit our transaction.
-        """
-        bind = self._session.bind
-        return bind if isinstance(bind, AsyncEngine) and isinstance(bind.pool, QueuePool | NullPool) else None
 
     async def _report(self, name: str, tally: Tally, *, busy: bool, idle: bool) -> SubscriptionReport:
         found = await self._session.execute(statements.failed_counts(self._tables), {"subscription": name})
@@ -286,26 +247,6 @@ class _AsyncStep:
             dead=counts.get(DEAD, 0),
             busy=busy,
             unavailable=tally.unavailable,
+            suspicious=tally.suspicious,
             idle=idle,
         )
-
-
-class _AsyncHeartbeat:
-    """Renews a lease on a connection of its own while handlers run."""
-
-    def __init__(self, engine: AsyncEngine, lease: AsyncLease) -> None:
-        self._engine = engine
-        self._lease = lease
-
-    async def __call__(self) -> bool:
-        try:
-            async with AsyncSession(self._engine) as session:
-                renewed = await self._lease.renew(session)
-                await session.commit()
-                return renewed
-        except Exception as error:
-            if not is_outage(error):
-                logger.exception("the heartbeat of subscription %r failed", self._lease.settings.name)
-            return (
-                True  # the next beat may come through; if none does, the lease ends and the commit is refused
-            )

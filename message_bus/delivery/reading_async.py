@@ -7,10 +7,11 @@ and it reads in the order look, then rows (W3). What comes back are plain rows.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Select
+from sqlalchemy import Row, Select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from message_bus._compat import on_sync_connection_async
@@ -41,8 +42,14 @@ class AsyncReader:
         self._settings = settings
         self._watermark = watermark
         self._blocking = [*BLOCKING, DEAD] if hold else [*BLOCKING]
-        self._new_rows: Select[*tuple[Any, ...]] = statements.new_rows(tables, names=names, **part)
-        self._due_rows: Select[*tuple[Any, ...]] = statements.due_rows(tables, hold_dead=hold, **part)
+        self._new_rows = {
+            light: statements.new_rows(tables, names=names, light=light, **part) for light in (False, True)
+        }
+        self._due_rows = {
+            light: statements.due_rows(tables, hold_dead=hold, light=light, **part) for light in (False, True)
+        }
+        self._row_at = statements.row_at(tables)
+        self._leftovers = statements.leftovers(tables, **part)
         self._advance_and_read: Select[*tuple[Any, ...]] = statements.advance_and_read(
             tables, names=names, hold_dead=hold, **part
         )
@@ -53,18 +60,40 @@ class AsyncReader:
         """Whether rows of the delivery table may be due, or block a key: only the owner and operators make such rows."""
         self._blocked_keys: Select[*tuple[Any, ...]] = statements.blocked_keys(tables)
 
-    async def due(self, session: AsyncSession, *, now: datetime) -> tuple[Job, ...]:
-        """Failed rows due at `now`, and held rows that wait for none but these. Ends its transaction."""
+    async def now(self, session: AsyncSession) -> datetime:
+        """The database's clock. Leaves the transaction open."""
+        found: datetime = (await session.execute(statements.now())).scalar_one()
+        return found
+
+    async def leftovers(self, session: AsyncSession) -> Sequence[Row[Any]]:
+        """What the last owner was trying, and dead letters of unknown types. Leaves the transaction open."""
+        return (await session.execute(self._leftovers, {"subscription": self._settings.name})).all()
+
+    async def whole(self, session: AsyncSession, job: Job) -> Job | None:
+        """The message with its payload, which careful reads leave out (S6); None if it is gone. Ends its transaction."""
+        row = (await session.execute(self._row_at, {"position": job.position})).one_or_none()
+        await session.commit()
+        return None if row is None else replace(job, message=message_of(row))
+
+    async def due(self, session: AsyncSession, *, now: datetime, light: bool = False) -> tuple[Job, ...]:
+        """Failed rows due at `now`, and held rows that wait for none but these. Ends its transaction.
+
+        `light`: without payloads.
+        """
         rows = await session.execute(
-            self._due_rows,
+            self._due_rows[light],
             {"subscription": self._settings.name, "now": now, "limit": self._settings.fetch_size},
         )
-        jobs = tuple(Job(message_of(row), row[0], row.state, row.attempts) for row in rows)
+        jobs = tuple(Job(message_of(row), row[0], row.state, row.attempts, row.crashes) for row in rows)
         await session.commit()
         return jobs
 
-    async def new(self, session: AsyncSession, lease: AsyncLease, *, limit: int) -> Batch:
+    async def new(
+        self, session: AsyncSession, lease: AsyncLease, *, limit: int, light: bool = False
+    ) -> Batch:
         """The next new rows after the checkpoint, as far as the log is settled. Ends its transaction.
+
+        `light`: without payloads.
 
         Raises: PositionBehind if the checkpoint is ahead of the log (W8).
         """
@@ -81,7 +110,7 @@ class AsyncReader:
         blocked: frozenset[str] = frozenset()
         if look.settled > after:
             found = await session.execute(
-                self._new_rows, {"after": after, "settled": look.settled, "limit": limit}
+                self._new_rows[light], {"after": after, "settled": look.settled, "limit": limit}
             )
             jobs = [Job(message_of(row), row[0]) for row in found]
             keys = {job.message.key for job in jobs if job.message.key is not None}

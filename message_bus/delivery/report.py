@@ -11,7 +11,8 @@ class SubscriptionReport:
     """One subscription: `delivered` and `passed_over` in this run; `retrying`, `held`, `dead` as they stand at its end.
 
     `busy`: another worker holds the lease of one of its partitions. `unavailable`: stopped early, because something
-    that its handler needs was out of reach (G8); nothing was counted against the message. `idle`: it does not know
+    that its handler needs was out of reach (G8); nothing was counted against the message.
+    `suspicious`: its last 20 keys all failed, so the rest is left for later, untried. `idle`: it does not know
     where to start (`Subscription(start=...)`) or is paused.
     """
 
@@ -23,6 +24,7 @@ class SubscriptionReport:
     dead: int = 0
     busy: bool = False
     unavailable: bool = False
+    suspicious: bool = False
     idle: bool = False
 
 
@@ -31,8 +33,8 @@ class OutboxReport:
     """All subscriptions of one `process_outbox` call, added up; `.subscriptions` has each by its name.
 
     `unsettled`: rows that exist but cannot be passed yet, because a transaction that wrote to the outbox is still
-    open (W6); the next run delivers them. `busy`, `unavailable`, `idle`: names of subscriptions. `promoted`: delayed
-    messages that became due. `pruned`: rows older than the retention that were removed.
+    open (W6); the next run delivers them. `busy`, `unavailable`, `suspicious`, `idle`: names of subscriptions.
+    `promoted`: delayed messages that became due. `pruned`: rows older than the retention that were removed.
     """
 
     delivered: int = 0
@@ -43,6 +45,7 @@ class OutboxReport:
     unsettled: int = 0
     busy: tuple[str, ...] = ()
     unavailable: tuple[str, ...] = ()
+    suspicious: tuple[str, ...] = ()
     idle: tuple[str, ...] = ()
     promoted: int = 0
     pruned: int = 0
@@ -68,6 +71,7 @@ def summed(
         unsettled=unsettled,
         busy=tuple(report.name for report in values if report.busy),
         unavailable=tuple(report.name for report in values if report.unavailable),
+        suspicious=tuple(report.name for report in values if report.suspicious),
         idle=tuple(report.name for report in values if report.idle),
         promoted=promoted,
         pruned=pruned,

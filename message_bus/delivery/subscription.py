@@ -32,7 +32,8 @@ class Subscription:
     most `commit_within`. `fetch_size`: rows read at once. `partitions`: parallel parts by key. `concurrency`: keys
     in hand at once in concurrent mode. `max_attempts`, `backoff`: then a dead letter. `unavailable_on`: exception
     types that mean an outage (G8). `on_dead_letter`: whether a key continues after a dead letter or is held.
-    `handler_timeout`: how long one handler may run; None is for ever.
+    `handler_timeout`: how long the handling of one message may take; None is for ever. An async handler is cancelled
+    then, a failed attempt; a sync one cannot be: its worker loses the lease, and another one takes over (S11).
 
     Raises: SettingsError listing every problem at once.
     """

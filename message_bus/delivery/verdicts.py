@@ -53,6 +53,10 @@ class Outage:
     """Nothing was wrong with the message: no attempt is counted, the subscription backs off (G8)."""
 
 
+class HandlerTimedOut(TimeoutError):
+    """A handler ran for longer than `handler_timeout` and was cancelled: an attempt like any other that failed (S11)."""
+
+
 Verdict = Delivered | PassedOver | Retry | Dead | Outage
 
 
@@ -69,8 +73,9 @@ def decide(
         return Dead(f"rejected by the handler: {error.reason}" if error.reason else "rejected by the handler")
     if isinstance(error, MessageDecodeError):
         return Dead("cannot be decoded")
-    if outage or any(
-        isinstance(each, (Unavailable, *settings.unavailable_on)) for each in single_errors(error)
+    if not isinstance(error, HandlerTimedOut) and (
+        outage
+        or any(isinstance(each, (Unavailable, *settings.unavailable_on)) for each in single_errors(error))
     ):
         return Outage()
     if isinstance(error, RetryLater) and error.delay is not None:
@@ -79,6 +84,19 @@ def decide(
         return Dead(f"gave up after {attempt} attempts")
     wait = settings.backoff.delay(attempt, chance=chance)
     return Dead("not to be tried again") if wait is None else _retry_after(wait)
+
+
+def decide_crash(*, crashes: int, settings: Subscription, chance: float) -> Retry | Dead:
+    """What becomes of a message that has killed its worker for the `crashes`th time (G7)."""
+    if crashes >= settings.max_attempts:
+        return Dead(f"killed the worker {crashes} times" if crashes > 1 else "killed the worker")
+    # a policy that never tries again speaks of failures: who died may have been killed from outside
+    return _retry_after(settings.backoff.delay(crashes, chance=chance) or timedelta(0))
+
+
+def speaks_of_handlers(error: Exception) -> bool:
+    """Whether the error may mean that handlers do not work; one that steers means that they do."""
+    return not isinstance(error, Reject | RetryLater)
 
 
 def _retry_after(delay: timedelta) -> Retry:

@@ -16,18 +16,20 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
-import sys
 import threading
 import weakref
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any, ClassVar, get_origin
+from collections.abc import Callable
+from typing import Any
 
 from message_bus.errors import MessageDefinitionError, NotAMessage, SettingsError
+from message_bus.messages.annotations import own_fields, refuse_forgotten_annotations
 from message_bus.messages.repairs import point_super_at, resolve_local_annotations
 
 _FIELDS = "__dataclass_fields__"
 _MAKING = "__message_making__"
 _one_at_a_time = threading.RLock()
+
+OBJECT_GIVEN = "was given as an object where its class is wanted (give the class, not an instance)"
 
 
 @dataclasses.dataclass(slots=True, kw_only=True, eq=False)
@@ -72,7 +74,7 @@ def is_message_class(cls: object) -> bool:
 def making_of(cls: type) -> Making:
     """The making of a message class. Raises: NotAMessage for all else, and for `Command` and `Event`."""
     if not is_message_class(cls):
-        raise NotAMessage(cls)
+        raise NotAMessage(cls, OBJECT_GIVEN if is_message_class(type(cls)) else None)
     making: Making = cls.__dict__[_MAKING]
     return making
 
@@ -87,6 +89,8 @@ def adopt(cls: type, making: Making) -> None:
     else:
         making.own_init = "__init__" in cls.__dict__
         resolve_local_annotations(cls)
+        if any(own_fields(cls)) or not making.own_init:  # else its fields are what __init__ asks for
+            refuse_forgotten_annotations(cls)
     setattr(cls, _MAKING, making)
     if earlier is not None:
         _unguard(cls, at_once=True)
@@ -141,15 +145,15 @@ def resurrect(cls: type, *args: Any) -> Any:
 
 
 def _make_dataclass(cls: type, making: Making) -> None:
-    own_fields = dict(_own_fields(cls))
-    if making.own_init and not own_fields:
+    declared = dict(own_fields(cls))
+    if making.own_init and not declared:
         cls.__annotations__ = _parameters(cls)
     provider = next(base for base in cls.__mro__ if "__init__" in base.__dict__)
     inherited = provider.__dict__.get(_MAKING)
     by_hand = inherited is not None and inherited.own_init
     dataclasses.dataclass(
         # A class without fields of its own keeps a hand-written __init__ that it inherits.
-        init=bool(own_fields) or not by_hand,
+        init=bool(declared) or not by_hand,
         frozen=making.frozen or any(_is_frozen(base) for base in cls.__mro__[1:]),
         kw_only=making.kw_only,
     )(cls)
@@ -170,33 +174,13 @@ def _is_frozen(base: type) -> bool:
     )
 
 
-def _annotations(cls: type) -> Mapping[str, Any]:
-    if sys.version_info >= (3, 14):
-        import annotationlib
-
-        return annotationlib.get_annotations(cls, format=annotationlib.Format.FORWARDREF)
-    own: Mapping[str, Any] = cls.__dict__.get("__annotations__", {})  # noqa: RUF063  (unfinished classes, too)
-    return own
-
-
-def _own_fields(cls: type) -> Iterator[tuple[str, Any]]:
-    for name, hint in _annotations(cls).items():
-        text = hint if isinstance(hint, str) else ""
-        if (
-            hint is not ClassVar
-            and get_origin(hint) is not ClassVar
-            and "ClassVar" not in text.partition("[")[0]
-        ):
-            yield name, hint
-
-
 def _has_fields(cls: type) -> bool:
     for base in cls.__mro__:
         making = base.__dict__.get(_MAKING)
         if making is None:
             if base.__dict__.get(_FIELDS):
                 return True
-        elif making.own_init or any(_own_fields(base)):
+        elif making.own_init or any(own_fields(base)):
             return True
     return False
 

@@ -74,11 +74,13 @@ class Message(metaclass=_MessageType):
 
     `name`: what rows and brokers call the type (default: the class name).
     `version`: the version of its payload, from 1; older payloads pass through the registry's upcasters.
-    `key`: the field (or property, or function of the message) whose value orders messages (G3); inherited.
+    `key`: the field (or property, or function of the message) whose value orders messages (G3); inherited. Whether
+    there is such a field is looked up when a bus meets the class: one that derives from it may bring the field.
     `renamed_from`: names that the type had before.
     `frozen`, `kw_only`: as in `dataclass`, for classes without the decorator; `frozen` is inherited.
 
-    Raises: SettingsError at the class statement, with all that is wrong about the options.
+    Raises: SettingsError at the class statement, with all that is wrong about the options; MessageDefinitionError for
+    a plain value without annotation, which would be no field.
     """
 
     __slots__ = ()

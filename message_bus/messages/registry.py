@@ -1,13 +1,13 @@
 """Which message types a bus knows: names to classes, and the upcasters of their old versions.
 
 A name from the database or a broker is looked up here and nowhere else; nothing is imported or evaluated.
-Each bus has a registry of its own. Written while an application is put together, afterwards only read: safe
-for threads then.
+Each bus has a registry of its own. Written while an application is put together, and when a bus puts a type into an
+outbox that it has not met before: one thread at a time, which is the bus's business; reading is safe for threads.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
 from message_bus.errors import SettingsError, UnknownMessageType
@@ -24,6 +24,7 @@ class Registry:
     def __init__(self) -> None:
         self._by_name: dict[str, MessageDefinition] = {}
         self._classes: dict[type[Message], None] = {}
+        self._noticed: set[type[Message]] = set()
         self._chains: dict[str, Chain] = {}
 
     def register(self, *classes: type[Message]) -> None:
@@ -33,8 +34,8 @@ class Registry:
         """
         names: dict[str, MessageDefinition] = {}
         problems: list[str] = []
-        for cls in classes:
-            definition = definition_of(cls)
+        definitions = {cls: definition_of(cls) for cls in classes}
+        for cls, definition in definitions.items():
             for name in (definition.name, *definition.renamed_from):
                 known = names.get(name) or self._by_name.get(name)
                 if known is not None and known.cls is not cls:
@@ -46,7 +47,24 @@ class Registry:
         if problems:
             raise SettingsError("message types", problems)
         self._by_name.update(names)
-        self._classes.update(dict.fromkeys(classes))
+        self._classes.update(dict.fromkeys(definitions))
+
+    def notice(self, messages: Iterable[Message]) -> list[SettingsError]:
+        """Make the classes of messages known that were just put into an outbox; return why some could not be, once.
+
+        A name that means another class here keeps its meaning, and nothing is raised: the rows are in the caller's
+        transaction already, and right for whoever knows the class.
+        """
+        clashes: list[SettingsError] = []
+        for message in messages:
+            cls = type(message)
+            if cls not in self._noticed:
+                self._noticed.add(cls)
+                try:
+                    self.register(cls)
+                except SettingsError as error:
+                    clashes.append(error)
+        return clashes
 
     def get(self, name: str) -> type[Message] | None:
         """Return the class with this name, or that once had it; None if there is none."""

@@ -6,16 +6,20 @@ handlers, is the default. Each outbox handler is one subscription, named by its 
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import ABC
 from inspect import isawaitable
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from message_bus.bus.hooks import abstract_here, allow_own_handle
 
 if TYPE_CHECKING:
     from message_bus.delivery.subscription import Subscription
 
 
-class OutboxHandlerABC(ABC):
+class OutboxHandlerABC(ABC):  # noqa: B024  (abstract_here)
     """Handles outbox rows; register it with `bus.set_outbox_handlers([MyOutboxHandler()])`.
+
+    Define `_handle`; or define `handle`, which then is all that is called: no hooks.
 
     Delivery is at least once, in order per key (G2, G3): use the row's `id` where a repetition would hurt. Raise
     `RetryLater`, `Reject` or `Unavailable` to steer; any other error is tried again with back-off.
@@ -23,6 +27,10 @@ class OutboxHandlerABC(ABC):
 
     subscription: Subscription | None = None
     default_mode: ClassVar[Literal["transactional", "concurrent"]] = "concurrent"
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        allow_own_handle(cls, OutboxHandlerABC)
 
     def handle(self, outbox_message: Any, context: Any, *args: Any, **kwargs: Any) -> Any:
         """Run `_before_handle`, `_handle` and, however that ends, `_after_handle`; return what `_handle` returned."""
@@ -32,7 +40,7 @@ class OutboxHandlerABC(ABC):
         finally:
             self._after_handle(context)
 
-    @abstractmethod
+    @abstract_here
     def _handle(self, outbox_message: Any, context: Any, *args: Any, **kwargs: Any) -> Any:
         """Handle the row; returning means that it is delivered."""
 
@@ -46,7 +54,7 @@ class OutboxHandlerABC(ABC):
         """Called after each row, also after a failed one."""
 
 
-class AsyncOutboxHandlerABC(ABC):
+class AsyncOutboxHandlerABC(ABC):  # noqa: B024  (abstract_here)
     """Handles outbox rows on an AsyncMessageBus; `_handle` and the hooks may be async or not.
 
     What OutboxHandlerABC says of delivery holds here.
@@ -54,6 +62,10 @@ class AsyncOutboxHandlerABC(ABC):
 
     subscription: Subscription | None = None
     default_mode: ClassVar[Literal["transactional", "concurrent"]] = "concurrent"
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        allow_own_handle(cls, AsyncOutboxHandlerABC)
 
     async def handle(self, outbox_message: Any, context: Any, *args: Any, **kwargs: Any) -> Any:
         """Run `_before_handle`, `_handle` and, however that ends, `_after_handle`; return what `_handle` returned."""
@@ -63,7 +75,7 @@ class AsyncOutboxHandlerABC(ABC):
         finally:
             await _done(self._after_handle(context))
 
-    @abstractmethod
+    @abstract_here
     async def _handle(self, outbox_message: Any, context: Any, *args: Any, **kwargs: Any) -> Any:
         """Handle the row; returning means that it is delivered."""
 

@@ -19,6 +19,7 @@ from sqlalchemy.orm import Session, SessionTransaction
 from sqlalchemy.util import concurrency
 
 from message_bus.errors import UnwrittenMessages
+from message_bus.repositories import bells
 from message_bus.repositories.connection_writing import count_held
 from message_bus.repositories.outbox_message import OutboxMessage
 from message_bus.repositories.waiting import Bind, Entry, Waiting, clause_for, encoded
@@ -156,6 +157,8 @@ def _after_commit(session: Session) -> None:
     waiting.ended = waiting.root
     if left := sum(1 for _ in waiting.unwritten()):
         raise _unwritten(left)
+    if waiting.entries:
+        bells.ring()
 
 
 def _after_rollback(session: Session) -> None:

@@ -80,7 +80,7 @@ class OutboxMessage:
         created_at: datetime,
         payload: str,
     ) -> OutboxMessage:
-        """A row as the engine has read it: nothing is checked, JSON text is decoded when somebody asks for it."""
+        """Make a row of what the engine has read: nothing is checked, JSON text is decoded when somebody asks for it."""
         row = cls.__new__(cls)
         row.id = id
         row.type = type

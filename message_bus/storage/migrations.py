@@ -25,7 +25,7 @@ from message_bus.errors import SchemaError, SettingsError, UnsupportedDatabase, 
 from message_bus.storage.logs import schema_of
 from message_bus.storage.schema import SUPPORTED_DIALECTS, differences
 from message_bus.storage.tables import MessageBusTables
-from message_bus.storage.urls import sync_url
+from message_bus.storage.urls import missing_driver, sync_url
 
 if TYPE_CHECKING:
     from alembic.config import Config
@@ -154,9 +154,7 @@ def _engine(url: URL) -> Engine:
     try:
         return create_engine(url, poolclass=NullPool, connect_args=timeout)
     except ImportError as error:
-        raise WiringError(
-            f"{error} (install the driver: pip install 'sqlalchemy-message-bus[postgres]')"
-        ) from error
+        raise WiringError(missing_driver(error, url)) from error
 
 
 @contextmanager

@@ -63,15 +63,19 @@ def check_log(connection: Connection, tables: MessageBusTables, log: str = OUTBO
 
     Raises: UnsupportedDatabase, with every fault and its remedy; SchemaError if there is no such table.
     """
+    _refuse(f"log {log!r} cannot be read safely", faults_of_log(connection, tables, log))
+
+
+def faults_of_log(connection: Connection, tables: MessageBusTables, log: str = OUTBOX_LOG) -> list[str]:
+    """Everything that `check_log` refuses, each with its remedy. Raises: SchemaError if there is no such table."""
     table = tables.log_table(log)
     match connection.dialect.name:
         case "postgresql":
-            faults = _faults_on_postgresql(connection, quoted_name(connection, table))
+            return _faults_on_postgresql(connection, quoted_name(connection, table))
         case "sqlite":
-            faults = _faults_on_sqlite(connection, table.name, schema_of(connection, table))
+            return _faults_on_sqlite(connection, table.name, schema_of(connection, table))
         case other:
-            faults = [f"dialect {other!r} is not supported (use PostgreSQL 14.1+ or SQLite)"]
-    _refuse(f"log {log!r} cannot be read safely", faults)
+            return [f"dialect {other!r} is not supported (use PostgreSQL 14.1+ or SQLite)"]
 
 
 def check_reader(connection: Connection) -> None:

@@ -55,13 +55,19 @@ def check_schema(connection: Connection, tables: MessageBusTables) -> None:
 
 
 def differences(connection: Connection, tables: MessageBusTables) -> list[str]:
-    """Everything in which the database differs from `tables`, one sentence each; empty if nothing does."""
+    """Everything in which the database differs from `tables`, one sentence each; empty if nothing does.
+
+    If no table is there, that is the one difference.
+    """
     if connection.dialect.name not in SUPPORTED_DIALECTS:
         raise UnsupportedDatabase(f"{connection.dialect.name!r} is not supported (use PostgreSQL or SQLite)")
     schema = schema_of(connection, tables.outbox)
     if schema is not None and not inspect(connection).has_schema(schema):
         return [f"schema {schema!r} is missing"]
     reflected = _reflect(connection, tables, schema)
+    if not reflected:
+        first, *others = tables.all
+        return [f"all tables are missing ({_spell(schema, first.name)} and {len(others)} others)"]
     found: list[str] = []
     for table in tables.all:
         have = reflected.get(table.name)

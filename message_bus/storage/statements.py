@@ -25,6 +25,7 @@ from sqlalchemy import (
     exists,
     func,
     insert,
+    null,
     or_,
     select,
     true,
@@ -106,13 +107,17 @@ def start_idle(tables: MessageBusTables) -> Update:
 
 
 def claimable(tables: MessageBusTables) -> Select[*tuple[Any, ...]]:
-    """Partition (:name, :partition) if nobody holds its row or its lease; the row is locked, never waited for."""
+    """Partition (:name, :partition) if nobody holds its row or its lease; the row is locked, never waited for.
+
+    None for a worker that thinks of another number of partitions: it would read by the wrong hashes (S5).
+    """
     t = tables.subscription
     return (
         select(t.c.position, t.c.epoch, t.c.revision, t.c.owner, utc_now().label("now"))
         .where(
             t.c.name == bindparam("name"),
             t.c.partition == bindparam("partition"),
+            t.c.partitions == bindparam("partitions"),
             t.c.state == ACTIVE,
             or_(t.c.owner.is_(None), t.c.lease_until < utc_now()),
         )
@@ -235,24 +240,50 @@ def _in_partition(table: Any, partitions: int, partition: int) -> list[ColumnEle
     return [func.coalesce(table.c.key_hash, table.c.position) % partitions == partition]
 
 
-def _row_columns(tables: MessageBusTables) -> list[ColumnElement[Any]]:
+def _row_columns(
+    tables: MessageBusTables, *, whole: ColumnElement[bool] | None = None, light: bool = False
+) -> list[ColumnElement[Any]]:
+    """The columns of a message; without what users have put into it if `light`, or where it is not to be `whole`."""
     t = tables.outbox
     plain = ("position", "id", "type", "message", "version", "key")
+
+    def text_of(name: str) -> ColumnElement[Any]:
+        if light:
+            return cast(null(), Text).label(name)
+        text = cast(t.c[name], Text)
+        return (text if whole is None else case((whole, text))).label(name)
+
     return [
         *(t.c[name] for name in plain),
-        cast(t.c.meta, Text).label("meta"),
-        cast(t.c.headers, Text).label("headers"),
+        text_of("meta"),
+        text_of("headers"),
         t.c.created_at,
-        cast(t.c.payload, Text).label("payload"),
+        text_of("payload"),
     ]
 
 
-def new_rows(
-    tables: MessageBusTables, *, partitions: int = 1, partition: int = 0, names: tuple[str, ...] | None = None
-) -> Select[*tuple[Any, ...]]:
-    """The next :limit rows after :after, up to :settled, in position order."""
+def now() -> Select[*tuple[Any, ...]]:
+    """The database's clock."""
+    return select(utc_now())
+
+
+def row_at(tables: MessageBusTables) -> Select[*tuple[Any, ...]]:
+    """The whole message at :position."""
     t = tables.outbox
-    statement = select(*_row_columns(tables)).where(
+    return select(*_row_columns(tables)).where(t.c.position == bindparam("position"))
+
+
+def new_rows(
+    tables: MessageBusTables,
+    *,
+    partitions: int = 1,
+    partition: int = 0,
+    names: tuple[str, ...] | None = None,
+    light: bool = False,
+) -> Select[*tuple[Any, ...]]:
+    """The next :limit rows after :after, up to :settled, in position order; `light`: without their payload (S6)."""
+    t = tables.outbox
+    statement = select(*_row_columns(tables, light=light)).where(
         t.c.position > bindparam("after", type_=t.c.position.type),
         t.c.position <= bindparam("settled", type_=t.c.position.type),
         *_in_partition(t, partitions, partition),
@@ -277,12 +308,18 @@ def blocked_keys(tables: MessageBusTables) -> Select[*tuple[Any, ...]]:
 
 
 def due_rows(
-    tables: MessageBusTables, *, partitions: int = 1, partition: int = 0, hold_dead: bool = False
+    tables: MessageBusTables,
+    *,
+    partitions: int = 1,
+    partition: int = 0,
+    hold_dead: bool = False,
+    light: bool = False,
 ) -> Select[*tuple[Any, ...]]:
     """Rows to be tried now, in position order: those that are due at :now or held, and not behind one that is stuck.
 
     A key's rows come one after another: when one of them fails again, the caller leaves out the rest. (One head of a key
-    at a time would read all that is held anew for each message that is released.)
+    at a time would read all that is held anew for each message that is released.) `light`: without their payload; one that
+    has killed a worker always comes without (S6).
     """
     d, o = tables.delivery, tables.outbox
     now = bindparam("now", type_=d.c.next_attempt_at.type)
@@ -301,7 +338,9 @@ def due_rows(
         .subquery("stuck")
     )
     return (
-        select(*_row_columns(tables), d.c.state, d.c.attempts)
+        select(
+            *_row_columns(tables, whole=d.c.crashes == 0, light=light), d.c.state, d.c.attempts, d.c.crashes
+        )
         .select_from(d)
         .join(o, o.c.position == d.c.position)
         .outerjoin(stuck, stuck.c.key == d.c.key)
@@ -321,6 +360,27 @@ def due_rows(
         )
         .order_by(d.c.position)
         .limit(bindparam("limit"))
+    )
+
+
+def leftovers(
+    tables: MessageBusTables, *, partitions: int = 1, partition: int = 0
+) -> Select[*tuple[Any, ...]]:
+    """What a new owner looks at first: rows that somebody was trying, and dead letters of unknown types (S6, G7)."""
+    d, o = tables.delivery, tables.outbox
+    return (
+        select(d.c.position, d.c.key, d.c.state, d.c.attempts, d.c.crashes, o.c.message)
+        .select_from(d)
+        .outerjoin(o, o.c.position == d.c.position)
+        .where(
+            d.c.subscription == bindparam("subscription"),
+            or_(
+                d.c.state == TRYING,
+                and_(d.c.state == DEAD, d.c.error.like("UnknownMessageType:%"), o.c.position.is_not(None)),
+            ),
+            *_in_partition(d, partitions, partition),
+        )
+        .order_by(d.c.position)
     )
 
 
@@ -387,6 +447,29 @@ def _this_row(tables: MessageBusTables) -> list[ColumnElement[bool]]:
 def hold(tables: MessageBusTables) -> Insert:
     """Rows for messages whose key is blocked: untried."""
     return insert(tables.delivery)
+
+
+def set_state(tables: MessageBusTables) -> Update:
+    """Record an attempt before it is made (:new_state is trying), or take it back (S6)."""
+    t = tables.delivery
+    return update(t).where(*_this_row(tables)).values(state=bindparam("new_state"), updated_at=utc_now())
+
+
+def record_crash(tables: MessageBusTables) -> Update:
+    """A worker has died with this message alone in hand, for the :new_crashes-th time."""
+    t = tables.delivery
+    return (
+        update(t)
+        .where(*_this_row(tables))
+        .values(
+            state=bindparam("new_state"),
+            crashes=bindparam("new_crashes"),
+            next_attempt_at=utc_after(bindparam("delay", type_=Float())),
+            error=bindparam("new_error"),
+            traceback=None,
+            updated_at=utc_now(),
+        )
+    )
 
 
 def forget(tables: MessageBusTables) -> Delete:

@@ -19,6 +19,11 @@ _SYNC_DRIVERS: Final = {
     "postgresql+psycopg_async": "postgresql+psycopg",
     "sqlite+aiosqlite": "sqlite",
 }
+_EXTRAS: Final = {
+    "psycopg": "postgres",
+    "asyncpg": "asyncpg",
+    "aiosqlite": "sqlite-async",
+}
 _ASYNCPG_ONLY: Final = ("async_fallback", "prepared_statement_cache_size", "prepared_statement_name_func")
 
 
@@ -44,6 +49,26 @@ def sync_url(url: str | URL) -> URL:
         query = {("sslmode" if name == "ssl" else name): value for name, value in parsed.query.items()}
         parsed = parsed.set(query=query).difference_update_query(_ASYNCPG_ONLY)
     return parsed.set(drivername=_SYNC_DRIVERS.get(parsed.drivername, parsed.drivername))
+
+
+def place_of(url: URL) -> str:
+    """Which database a URL means, fit to be printed: the file, or host:port/name. No user, no password."""
+    if url.get_backend_name() == "sqlite":
+        return url.database or ":memory:"
+    host = url.host or url.query.get("host") or "localhost"
+    return f"{host}{f':{url.port}' if url.port else ''}/{url.database or ''}"
+
+
+def missing_driver(error: ImportError, url: URL) -> str:
+    """What to say when the driver of a URL cannot be imported: what is missing, and what to install."""
+    module = (error.name or url.drivername.partition("+")[2]).partition(".")[0]
+    extra = _EXTRAS.get(module)
+    if module == "greenlet":  # asyncio with any driver
+        extra = "sqlite-async" if url.get_backend_name() == "sqlite" else "postgres"
+    remedy = f"pip install 'sqlalchemy-message-bus[{extra}]'" if extra else "install it"
+    if module == "psycopg2":
+        remedy = "write postgresql+psycopg, and pip install 'sqlalchemy-message-bus[postgres]'"
+    return f"the driver for {url.drivername} is missing: {error} ({remedy})"
 
 
 def secrets_in(url: URL) -> tuple[str, ...]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
 from types import SimpleNamespace
 
 from message_bus import (
@@ -27,15 +29,21 @@ class Unreachable(ConnectionError):
 
 
 def grant(event: Asked, context: Context) -> None:
-    """Succeed, fail, or find something unreachable."""
+    """Succeed, fail, find something unreachable, or take a minute."""
     if event.wish == "fail":
         raise RuntimeError("the secret of Asked is s3cret")
     if event.wish == "be unreachable":
         raise Unreachable
+    if event.wish == "never end":
+        print("at work", flush=True)
+        threading.Event().wait(60)
 
 
 async def grant_async(event: Asked, context: Context) -> None:
     """The same on an AsyncMessageBus."""
+    if event.wish == "never end":
+        print("at work", flush=True)
+        await asyncio.sleep(60)
     grant(event, context)
 
 
@@ -73,6 +81,11 @@ no_bus = 42
 def raises() -> MessageBus:
     """A factory that fails."""
     raise KeyError("SHOP_SETTINGS")
+
+
+async def make_async() -> AsyncMessageBus:
+    """A factory that nobody awaits."""
+    return async_bus
 
 
 def returns_nothing() -> None:

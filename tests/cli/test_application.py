@@ -39,6 +39,7 @@ def test_a_callable_is_called() -> None:
         ("tests.cli.app:no_bus", "is of type int (name a MessageBus or AsyncMessageBus"),
         ("tests.cli.app:raises", "calling it raised KeyError: 'SHOP_SETTINGS'"),
         ("tests.cli.app:returns_nothing", "is of type NoneType"),
+        ("tests.cli.app:make_async", "make_async is async (write a plain function that returns the bus)"),
     ],
 )
 def test_what_is_wrong_is_said(name: str, problem: str) -> None:

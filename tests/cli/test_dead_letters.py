@@ -307,14 +307,27 @@ def test_an_empty_text_is_refused(world: World, database_url: sa.URL) -> None:
     assert error == "Error: dead letters: error is empty (leave it out to select whatever it is)"
 
 
-def test_the_tables_are_missing(database_url: sa.URL) -> None:
-    """Exit code 1, one line, with the remedy."""
-    assert "run `message-bus db upgrade`" in failed(run(database_url, "list"))
+def test_the_tables_are_missing(database_url: sa.URL, engine: sa.Engine) -> None:
+    """Exit code 1, one line, with the database, what is missing and the remedy."""
+    engine.connect().close()  # on SQLite it makes the file
+    error = failed(run(database_url, "list"))
+    assert f"{database_url.database}: the database schema differs (run `message-bus db upgrade`" in error
+    assert "all tables are missing (message_bus_outbox and " in error
+
+
+def test_a_mistyped_file_is_not_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The error says where it was looked for."""
+    monkeypatch.chdir(tmp_path)
+    error = failed(run("sqlite:///typo.db", "list"))
+    assert f"no database file 'typo.db' ({tmp_path}/typo.db; is the URL right?" in error
+    assert not list(tmp_path.iterdir())
 
 
 def test_no_database(tables: MessageBusTables) -> None:
     """Without a URL it says which option and which variable are missing."""
-    assert DATABASE_URL_VARIABLE in failed(run(None, "list"), 2)
+    assert failed(run(None, "list")) == (
+        f"Error: no database given (set {DATABASE_URL_VARIABLE}, or use --database-url)"
+    )
 
 
 def test_a_password_is_never_printed() -> None:

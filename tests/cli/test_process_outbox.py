@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
+import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -113,14 +117,84 @@ def test_exit_code_0_when_another_process_is_at_work(
     assert "busy: another process is at work" in done.stdout
 
 
+@contextmanager
+def at_work(app: str, url: sa.URL, *, before: str = "", after: str = "") -> Iterator[subprocess.Popen[str]]:
+    """A shell in a process group of its own that runs the command; its handler is at work, and will be for a minute."""
+    command = f"{before}{shlex.quote(sys.executable)} -m message_bus.cli.main process-outbox --app tests.cli.app:{app}"
+    program = (
+        "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL)\n"  # jobs of a shell ignore it
+        "os.execvp('bash', ['bash', '-c', sys.argv[1]])"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", program, command + after],
+        cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+        env={**os.environ, DATABASE_URL_VARIABLE: url.render_as_string(hide_password=False)},
+    )  # fmt: skip
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "at work\n"
+        yield process
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+
+
 @pytest.mark.parametrize("app", ["bus", "async_bus"])
-def test_exit_code_1_when_the_tables_are_missing(app: str, database_url: sa.URL) -> None:
-    """One line on stderr, with the remedy."""
+def test_ctrl_c_ends_the_command_by_its_signal(
+    app: str,
+    database_url: sa.URL,
+    engine: sa.Engine,
+    tables: MessageBusTables,
+    session_factory: sessionmaker[Session],
+) -> None:
+    """A shell sees 130, not the exit code of a run that failed; the lease is left to expire (S6)."""
+    ask(session_factory, "never end")
+    with at_work(app, database_url, before="exec ") as process:
+        os.killpg(process.pid, signal.SIGINT)
+        _, said = process.communicate(timeout=30)
+    assert (process.returncode, said) == (-signal.SIGINT, "")
+    with engine.connect() as connection:
+        assert connection.scalars(sa.select(tables.subscription.c.owner)).one() is not None
+        assert not connection.scalars(sa.select(tables.delivery.c.state)).all()
+
+
+def test_ctrl_c_ends_the_loop_around_the_command(
+    database_url: sa.URL, tables: MessageBusTables, session_factory: sessionmaker[Session]
+) -> None:
+    """The loop of the pages, in a terminal: the shell ends with the command instead of beginning anew."""
+    ask(session_factory, "never end")
+    with at_work("bus", database_url, before="while true; do ", after="; sleep 1; done") as process:
+        os.killpg(process.pid, signal.SIGINT)
+        process.communicate(timeout=30)
+    assert process.returncode == -signal.SIGINT
+
+
+@pytest.mark.parametrize("app", ["bus", "async_bus"])
+def test_exit_code_1_when_the_tables_are_missing(app: str, database_url: sa.URL, engine: sa.Engine) -> None:
+    """One line on stderr, with the database, what is missing and the remedy."""
+    engine.connect().close()  # on SQLite it makes the file
     done = run(app, database_url)
     assert done.exit_code == 1
     assert done.stdout == ""
     assert done.stderr.count("\n") == 1
-    assert "run `message-bus db upgrade`" in done.stderr
+    assert (
+        f"{database_url.database}: the database schema differs (run `message-bus db upgrade`" in done.stderr
+    )
+    assert "all tables are missing (message_bus_outbox and " in done.stderr
+
+
+@pytest.mark.parametrize("app", ["bus", "async_bus"])
+def test_a_mistyped_file_is_not_made(app: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The error says where it was looked for, and a second run says the same."""
+    monkeypatch.chdir(tmp_path)
+    for _ in range(2):
+        done = run(app, "sqlite:///typo.db")
+        assert done.exit_code == 1
+        assert done.stderr == (
+            f"Error: no database file 'typo.db' ({tmp_path}/typo.db; is the URL right? `message-bus db upgrade` makes one)\n"
+        )
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.sqlite
@@ -140,7 +214,13 @@ def test_after_db_upgrade_it_runs(database_url: sa.URL) -> None:
         ("bus", None, f"no database given (set {DATABASE_URL_VARIABLE}, or use --database-url)"),
         ("bus", "", f"no database given (set {DATABASE_URL_VARIABLE}, or use --database-url)"),
         ("bus", "nonsense", "cannot be read (write postgresql://user:password@host:5432/name"),
-        ("bus", "sqlite:////no/such/directory/x.db", "unable to open database file"),
+        (
+            "bus",
+            "sqlite:////no/such/directory/x.db",
+            "no database file '/no/such/directory/x.db' (is the URL",
+        ),
+        ("bus", "mysql://user@127.0.0.1/shop", "'mysql' is not supported (use PostgreSQL or SQLite)"),
+        ("make_async", "sqlite://", "make_async is async (write a plain function that returns the bus)"),
     ],
 )
 def test_exit_code_1_when_it_could_not_run(app: str, url: str | None, said: str) -> None:
@@ -148,6 +228,29 @@ def test_exit_code_1_when_it_could_not_run(app: str, url: str | None, said: str)
     done = run(app, url)
     assert done.exit_code == 1
     assert said in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("app", ["bus", "async_bus"])
+@pytest.mark.parametrize(
+    ("url", "module", "remedy"),
+    [
+        ("postgresql://127.0.0.1:1/shop", "psycopg", "pip install 'sqlalchemy-message-bus[postgres]'"),
+        (
+            "postgresql+psycopg2://127.0.0.1:1/shop",
+            "psycopg2",
+            "write postgresql+psycopg, and pip install 'sqlalchemy-message-bus[postgres]'",
+        ),
+    ],
+)
+def test_a_missing_driver_has_a_remedy(
+    app: str, url: str, module: str, remedy: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One line says what to install, or to write."""
+    monkeypatch.setitem(sys.modules, module, None)
+    done = run(app, url)
+    assert done.exit_code == 1
+    assert done.stderr.endswith(f"({remedy})\n")
     assert done.stderr.count("\n") == 1
 
 

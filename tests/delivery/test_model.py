@@ -548,7 +548,7 @@ _checks = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthChec
 
 @pytest.mark.sqlite
 @pytest.mark.timeout(900)
-@settings(max_examples=EXAMPLES or 40, suppress_health_check=_checks, deadline=None)
+@settings(max_examples=EXAMPLES or 20, suppress_health_check=_checks, deadline=None)
 @given(history=_histories)
 def test_any_history_on_sqlite(
     history: History, session_factory: sessionmaker[Session], tables: MessageBusTables
@@ -559,7 +559,7 @@ def test_any_history_on_sqlite(
 
 @pytest.mark.postgresql
 @pytest.mark.timeout(900)
-@settings(max_examples=EXAMPLES or 15, suppress_health_check=_checks, deadline=None)
+@settings(max_examples=EXAMPLES or 10, suppress_health_check=_checks, deadline=None)
 @given(history=_histories)
 def test_any_history_on_postgresql(
     history: History, session_factory: sessionmaker[Session], tables: MessageBusTables
@@ -570,7 +570,7 @@ def test_any_history_on_postgresql(
 
 @pytest.mark.postgresql
 @pytest.mark.timeout(900)
-@settings(max_examples=EXAMPLES or 15, suppress_health_check=_checks, deadline=None)
+@settings(max_examples=EXAMPLES or 10, suppress_health_check=_checks, deadline=None)
 @given(history=_with_operators)
 def test_any_history_with_operators_on_postgresql(
     history: History, session_factory: sessionmaker[Session], tables: MessageBusTables

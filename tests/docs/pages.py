@@ -158,8 +158,9 @@ class Walk:
     def _compare(self, block: Block) -> None:
         if self.printed is None:
             return
-        same = doctest.OutputChecker().check_output(block.code, self.printed, doctest.ELLIPSIS)
-        assert same, f"{block} promises\n{block.code}\nbut this was printed:\n{self.printed}"
+        promised = self._code(block)
+        same = doctest.OutputChecker().check_output(promised, self.printed, doctest.ELLIPSIS)
+        assert same, f"{block} promises\n{promised}\nbut this was printed:\n{self.printed}"
 
 
 def _stands_in(text: str, code: str) -> bool:

@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
+from message_bus.storage.urls import place_of
 from tests.docs.pages import PAGES, ROOT, Walk, blocks_of, text_of, unknown_command
 
-WORD_FOR_WORD = ("docs/quickstart.md", "docs/how-to/dead-letters.md")
+WORD_FOR_WORD = ("docs/quickstart.md", "docs/how-to/dead-letters.md", "docs/how-to/operations.md")
 """Pages whose bash blocks are run, too."""
 
 FOLLOWED_ELSEWHERE = (
@@ -72,6 +73,7 @@ def test_a_page_followed_word_for_word(page: str, walk: Walk, database_url: sa.U
         walk.replaced = {
             **on_postgresql(database_url),
             "export MESSAGE_BUS_DATABASE_URL=sqlite:///shop.db": f"export MESSAGE_BUS_DATABASE_URL='{url}'",
+            "shop.db: none": f"{place_of(database_url)}: none",
         }
         assert all(old in text_of(page) for old in walk.replaced if old != ASYNC_ENGINE)
     walk.follow(page, commands=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import random
 import shlex
+import shutil
 import signal
 import socket
 import subprocess
@@ -133,6 +134,21 @@ def serving(
         yield server
     finally:
         server.kill()
+
+
+def own_tests(directory: Path, *options: str) -> str:
+    """Run `pytest` in a copy of an example that lies in a clone of this project; what it printed.
+
+    It has only the plugins that `options` name, and its warnings are errors.
+    """
+    shutil.copy(ROOT / "pyproject.toml", directory.parent)  # which pytest would find there
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-W", "error", "-p", "no:cacheprovider", *options],
+        cwd=directory, env=environment({"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}),
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=60,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout
+    return done.stdout
 
 
 def run(line: str, *, directory: Path, changes: Mapping[str, str] | None = None) -> str:

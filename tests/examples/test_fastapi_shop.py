@@ -12,7 +12,6 @@ import os
 import shlex
 import shutil
 import signal
-import subprocess
 import sys
 import threading
 from collections import Counter
@@ -29,9 +28,10 @@ import pytest
 import sqlalchemy as sa
 
 from message_bus import MessageBusTables
+from message_bus.storage.urls import place_of
 from tests.docs.pages import ROOT, text_of
 from tests.examples.reading import Reader
-from tests.examples.serving import Server, command_in, environment, free_port, run, serving
+from tests.examples.serving import Server, command_in, free_port, own_tests, run, serving
 from tests.waiting import async_wait_until, wait_until
 
 EXAMPLE: Final = ROOT / "docs/examples/fastapi_shop"
@@ -64,6 +64,7 @@ def test_the_readme_word_for_word(directory: Path, url: str) -> None:
     export = "export MESSAGE_BUS_DATABASE_URL="
     with Reader(directory, ModuleType("page")) as reader:
         reader.replaced[f"{export}sqlite+aiosqlite:///shop.db"] = f"{export}{shlex.quote(url)}"
+        reader.replaced["shop.db: none"] = f"{place_of(sa.make_url(url))}: none"
         reader.follow(README, commands=True)
 
 
@@ -224,13 +225,9 @@ def test_two_servers_at_once_end_cleanly_and_leave_the_rest_to_the_command(shop:
 
 @pytest.mark.slow
 def test_its_own_tests_pass(directory: Path) -> None:
-    """`pytest`, as a reader runs it: without the settings of this project, warnings being errors."""
-    plugins = ["-p", "no:cacheprovider", "-p", "no:asyncio", "-p", "no:randomly"]
-    done = subprocess.run(
-        [sys.executable, "-W", "error", "-m", "pytest", "-q", *plugins],
-        cwd=directory, env=environment({}), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=60,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout
+    """In a clone, with what the README installs and no plugin of ours: they use their own settings. Warnings are errors."""
+    assert "`pip install pytest httpx`, then `pytest` in this directory" in text_of(README)
+    assert "4 passed" in own_tests(directory, "-p", "anyio")  # httpx comes with it
 
 
 @pytest.fixture
@@ -267,6 +264,34 @@ async def test_what_could_not_be_committed_is_not_confirmed(
     with engine.connect() as connection:
         assert connection.scalar(sa.select(sa.func.count()).select_from(tables.outbox)) == 1
         assert connection.scalar(sa.text("SELECT count(*) FROM orders")) == 1
+
+
+async def test_the_relay_says_once_that_it_waits(
+    application: ModuleType, tables: MessageBusTables, engine: sa.Engine, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Somebody else has the leases: one line says whose, and for how long, however often it looks."""
+    caplog.set_level("INFO", "shop.relay")
+    subscriptions = tables.subscription
+    relay = application.Relay(application.bus, application.sessions, poll=0.01)
+    async with application.sessions() as session:
+        await application.bus.process_outbox(session)
+    with engine.begin() as connection:
+        connection.execute(
+            sa.update(subscriptions).values(
+                owner="a dead one", lease_until=sa.text("'2999-01-01 00:00:00.000000'")
+            )
+        )
+    looks: list[object] = []
+    sa.event.listen(application.engine.sync_engine, "begin", looks.append)
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(relay.run())
+        await async_wait_until(lambda: "another process" in caplog.text)
+        already = len(looks)
+        await async_wait_until(lambda: len(looks) > already + 20)
+        relay.stop()
+    await application.engine.dispose()
+    said = [record.getMessage() for record in caplog.records if "another process" in record.getMessage()]
+    assert said == ["another process has the lease of dispatch, receipts; if it died: for at most 30 s"]
 
 
 async def test_the_relay_survives_an_error(

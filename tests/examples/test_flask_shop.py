@@ -29,7 +29,7 @@ from message_bus import DeadLetters, MessageBusTables
 from message_bus.cli.main import main as message_bus_command
 from message_bus.cli.options import DATABASE_URL_VARIABLE
 from tests.docs.pages import ROOT, Walk, text_of
-from tests.examples.serving import command_in, environment, serving, words_of
+from tests.examples.serving import command_in, environment, own_tests, serving, words_of
 from tests.waiting import wait_until
 
 PAGE: Final = "docs/examples/flask_shop/README.md"
@@ -174,13 +174,19 @@ def _make_due(engine: sa.Engine) -> None:
 
 @pytest.mark.slow
 def test_its_own_tests_pass(directory: Path) -> None:
-    """The tests that the example shows, as their reader would run them."""
+    """In a clone, with what the README installs and no plugin: they use their own settings. Warnings are errors."""
+    assert "`pip install pytest`, then `pytest` in this directory" in text_of(PAGE)
+    assert "3 passed" in own_tests(directory)
+
+
+def test_a_mail_is_seen_at_once(directory: Path) -> None:
+    """Although stdout is no terminal: else the mails of a killed step would be lost from its output."""
+    program = "import os; from theatre.handlers import MailTicketHandler; MailTicketHandler().send('mail'); os._exit(9)"
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-W", "error", "-p", "no:cacheprovider"],
-        cwd=directory, env=environment({"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}), capture_output=True, text=True, timeout=60,
+        [sys.executable, "-c", program],
+        cwd=directory, env=environment({"PYTHONUNBUFFERED": ""}), capture_output=True, text=True, timeout=60,
     )  # fmt: skip
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "3 passed" in done.stdout
+    assert (done.returncode, done.stdout) == (9, "mail\n"), done.stderr
 
 
 @pytest.mark.slow

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
@@ -18,6 +19,7 @@ from message_bus.storage.tables import MessageBusTables
 from tests.storage.rows import put
 
 Command = Callable[..., Result]
+NOT_GIVEN = "Error: no database given (set MESSAGE_BUS_DATABASE_URL, or use --database-url)"
 
 
 @pytest.fixture
@@ -39,9 +41,19 @@ def without_database(*arguments: str) -> Result:
     return CliRunner().invoke(main, arguments, prog_name="message-bus", env={"MESSAGE_BUS_DATABASE_URL": ""})
 
 
-def test_there_and_back(command: Command, engine: sa.Engine) -> None:
-    """Upgrade, look, downgrade: each says in one line what it did."""
+@pytest.fixture
+def place(database_url: sa.URL) -> str:
+    """How the commands name the test's database."""
+    if database_url.get_backend_name() == "sqlite":
+        return str(database_url.database)
+    host = database_url.host or database_url.query["host"]
+    return f"{host}{f':{database_url.port}' if database_url.port else ''}/{database_url.database}"
+
+
+def test_there_and_back(command: Command, engine: sa.Engine, place: str) -> None:
+    """Upgrade, look, downgrade: each says in one line what it did, and to which database."""
     newest = head()
+    engine.connect().close()  # on SQLite it makes the file
     said = [
         command("db", "current"),
         command("db", "upgrade"),
@@ -53,14 +65,14 @@ def test_there_and_back(command: Command, engine: sa.Engine) -> None:
         command("db", "downgrade", "base"),
     ]
     assert [(result.exit_code, result.output.strip()) for result in said] == [
-        (0, f"none (newest: {newest}; run `message-bus db upgrade`)"),
-        (0, f"none -> {newest}"),
-        (0, f"already at {newest}: nothing to do"),
-        (0, f"{newest} (newest)"),
-        (0, f"{newest} -> none"),
-        (0, "already at none: nothing to do"),
-        (0, f"none -> {newest}"),
-        (0, f"{newest} -> none"),
+        (0, f"{place}: none (newest: {newest}; run `message-bus db upgrade`)"),
+        (0, f"{place}: none -> {newest}"),
+        (0, f"{place}: already at {newest}: nothing to do"),
+        (0, f"{place}: {newest} (newest)"),
+        (0, f"{place}: {newest} -> none"),
+        (0, f"{place}: already at none: nothing to do"),
+        (0, f"{place}: none -> {newest}"),
+        (0, f"{place}: {newest} -> none"),
     ]
 
 
@@ -72,15 +84,19 @@ def test_prefix(command: Command, engine: sa.Engine) -> None:
 
 
 @pytest.mark.postgresql
-def test_a_missing_schema_is_made_and_told(command: Command, engine: sa.Engine, schema: str) -> None:
+def test_a_missing_schema_is_made_and_told(
+    command: Command, engine: sa.Engine, schema: str, place: str
+) -> None:
     """Creating a schema is worth a line of its own, once."""
     name = f"{schema}_new"
     try:
         assert (
             command("db", "upgrade", "--schema", name).output
-            == f"created schema '{name}'\nnone -> {head()}\n"
+            == f"{place}: created schema '{name}'\n{place}: none -> {head()}\n"
         )
-        assert command("db", "upgrade", "--schema", name).output == f"already at {head()}: nothing to do\n"
+        assert command("db", "upgrade", "--schema", name).output == (
+            f"{place}: already at {head()}: nothing to do\n"
+        )
         with engine.connect() as connection:
             check_schema(connection, MessageBusTables(schema=name))
     finally:
@@ -88,21 +104,21 @@ def test_a_missing_schema_is_made_and_told(command: Command, engine: sa.Engine, 
             connection.execute(sa.schema.DropSchema(name, cascade=True, if_exists=True))
 
 
-def test_tables_made_by_create_all(command: Command, tables: MessageBusTables) -> None:
+def test_tables_made_by_create_all(command: Command, tables: MessageBusTables, place: str) -> None:
     """They are taken over, and the line says so."""
     assert (
         command("db", "upgrade").output
-        == f"found the tables complete; put them on record as revision {head()}\n"
+        == f"{place}: found the tables complete; put them on record as revision {head()}\n"
     )
 
 
-def test_a_downgrade_that_may_lose_rows_asks_for_yes(command: Command, engine: sa.Engine) -> None:
+def test_a_downgrade_that_may_lose_rows_asks_for_yes(command: Command, engine: sa.Engine, place: str) -> None:
     """Undelivered messages are not dropped by a slip of the hand."""
     command("db", "upgrade")
     with engine.begin() as connection:
         put(connection, MessageBusTables())
     assert "add --yes" in failed(command("db", "downgrade"), 1)
-    assert command("db", "downgrade", "--yes").output == f"{head()} -> none\n"
+    assert command("db", "downgrade", "--yes").output == f"{place}: {head()} -> none\n"
 
 
 def test_an_unknown_revision(command: Command) -> None:
@@ -110,12 +126,15 @@ def test_an_unknown_revision(command: Command) -> None:
     assert f"the newest is '{head()}'" in failed(command("db", "upgrade", "9999"), 1)
 
 
-def test_differences_are_all_listed(command: Command, engine: sa.Engine, tables: MessageBusTables) -> None:
+def test_differences_are_all_listed(
+    command: Command, engine: sa.Engine, tables: MessageBusTables, place: str
+) -> None:
     """Tables that cannot be taken over are a failure that lists why."""
     with engine.begin() as connection:
         connection.exec_driver_sql("DROP INDEX message_bus_schedule_due_at_idx")
     result = command("db", "upgrade")
     assert result.exit_code == 1
+    assert result.stderr.startswith(f"Error: database {place}: the database schema differs")
     assert "message_bus_schedule_due_at_idx on (due_at, id) is missing" in result.stderr
 
 
@@ -132,9 +151,19 @@ def test_a_url_on_the_command_line_wins(command: Command, database_url: sa.URL, 
         check_schema(connection, MessageBusTables())
 
 
-def test_no_database() -> None:
-    """Without a URL the command line is wrong, and the variable is named."""
-    assert "MESSAGE_BUS_DATABASE_URL" in failed(without_database("db", "upgrade"), 2)
+@pytest.mark.parametrize("command", ["upgrade", "current", "downgrade"])
+def test_no_database(command: str) -> None:
+    """Without a URL it could not run, and the variable is named: the same in all commands."""
+    assert failed(without_database("db", command), 1) == NOT_GIVEN
+
+
+@pytest.mark.parametrize("command", ["current", "downgrade"])
+def test_a_mistyped_file_is_not_made(command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only an upgrade makes a file."""
+    monkeypatch.chdir(tmp_path)
+    line = failed(without_database("db", command, "--database-url", "sqlite:///typo.db"), 1)
+    assert f"no database file 'typo.db' ({tmp_path}/typo.db; is the URL right?" in line
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("option", ["--prefix", "--schema"])
@@ -149,14 +178,14 @@ def test_hostile_names(command: Command, option: str) -> None:
     ("url", "code", "said"),
     [
         ("postgresql://user:hush%40hush@127.0.0.1:1/shop", 1, "database 127.0.0.1:1/shop: connection"),
-        ("postgresql://user:hush@hush@127.0.0.1:1/shop", 2, "percent-encoded"),
-        ("postgresql://user:hush@127.0.0.1:1x/shop", 2, "percent-encoded"),
+        ("postgresql://user:hush@hush@127.0.0.1:1/shop", 1, "percent-encoded"),
+        ("postgresql://user:hush@127.0.0.1:1x/shop", 1, "percent-encoded"),
         ("postgresql://user@127.0.0.1:1/shop?password=hush", 1, "database 127.0.0.1:1/shop: connection"),
         ("postgresql://user:hush@127.0.0.1:1/shop?hush=1", 1, "***"),
         ("mysql://user:hush@127.0.0.1/shop", 1, "use PostgreSQL or SQLite"),
         ("sqlite:////nowhere/at/all.db", 1, "database /nowhere/at/all.db: unable to open"),
         ("sqlite+nothing:///x.db", 1, "sqlite.nothing"),
-        ("hush", 2, "percent-encoded"),
+        ("hush", 1, "percent-encoded"),
     ],
 )
 def test_what_cannot_be_reached_is_said_without_the_password(url: str, code: int, said: str) -> None:
@@ -169,8 +198,9 @@ def test_what_cannot_be_reached_is_said_without_the_password(url: str, code: int
 def test_a_missing_driver_has_a_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without psycopg the line says what to install."""
     monkeypatch.setitem(sys.modules, "psycopg", None)
-    line = failed(without_database("db", "current", "--database-url", "postgresql://127.0.0.1:1/shop"), 1)
-    assert "pip install 'sqlalchemy-message-bus[postgres]'" in line
+    line = failed(without_database("db", "upgrade", "--database-url", "postgresql://127.0.0.1:1/shop"), 1)
+    assert line.startswith("Error: the driver for postgresql+psycopg is missing: ")
+    assert line.endswith(" (pip install 'sqlalchemy-message-bus[postgres]')")
 
 
 def test_version() -> None:

@@ -33,6 +33,7 @@ from message_bus.storage.migrations import (
 )
 from message_bus.storage.schema import check_schema
 from message_bus.storage.tables import MessageBusTables
+from message_bus.storage.urls import place_of
 from tests.storage.catalogue import catalogue
 from tests.storage.rows import put
 from tests.waiting import wait_until
@@ -354,7 +355,8 @@ def test_processes_that_upgrade_at_once(database_url: sa.URL, engine: sa.Engine)
     said = [process.communicate(timeout=60) for process in processes]
     assert [process.returncode for process in processes] == [0, 0, 0], said
     assert sorted(out for out, _ in said) == sorted(
-        [f"none -> {head()}\n", *[f"already at {head()}: nothing to do\n"] * 2]
+        f"{place_of(database_url)}: {each}\n"
+        for each in [f"none -> {head()}", *[f"already at {head()}: nothing to do"] * 2]
     )
     with engine.connect() as connection:
         check_schema(connection, MessageBusTables())

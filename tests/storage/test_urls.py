@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from message_bus.errors import SettingsError
-from message_bus.storage.urls import parse_url, secrets_in, sync_url
+from message_bus.storage.urls import missing_driver, parse_url, place_of, secrets_in, sync_url
 
 
 @pytest.mark.parametrize(
@@ -63,6 +63,43 @@ def test_an_unreadable_url_is_not_repeated(given: str) -> None:
 def test_an_at_sign_in_a_file_name_is_fine() -> None:
     """SQLite's path is no host."""
     assert sync_url("sqlite:///me@home.db").database == "me@home.db"
+
+
+@pytest.mark.parametrize(
+    ("given", "place"),
+    [
+        ("postgresql://u:p@h:5433/d", "h:5433/d"),
+        ("postgresql://u:p@/d?host=/run/sockets", "/run/sockets/d"),
+        ("postgresql:///d", "localhost/d"),
+        ("sqlite:///shop.db", "shop.db"),
+        ("sqlite://", ":memory:"),
+    ],
+)
+def test_a_database_is_named_without_user_and_password(given: str, place: str) -> None:
+    """What a command prints of a URL."""
+    assert place_of(parse_url(given)) == place
+
+
+@pytest.mark.parametrize(
+    ("given", "module", "remedy"),
+    [
+        ("postgresql://h/d", "psycopg", "(pip install 'sqlalchemy-message-bus[postgres]')"),
+        ("postgresql://h/d", None, "(pip install 'sqlalchemy-message-bus[postgres]')"),
+        ("postgresql+asyncpg://h/d", "asyncpg", "(pip install 'sqlalchemy-message-bus[asyncpg]')"),
+        ("sqlite:///x.db", "greenlet", "(pip install 'sqlalchemy-message-bus[sqlite-async]')"),
+        ("postgresql+pg8000://h/d", "pg8000", "(install it)"),
+        (
+            "postgresql+psycopg2://h/d",
+            "psycopg2",
+            "(write postgresql+psycopg, and pip install 'sqlalchemy-message-bus[postgres]')",
+        ),
+    ],
+)
+def test_a_missing_driver_has_its_remedy(given: str, module: str | None, remedy: str) -> None:
+    """What to install; for psycopg2, which nobody needs, what to write instead."""
+    assert missing_driver(ImportError("x", name=module), parse_url(given)).endswith(
+        f" is missing: x {remedy}"
+    )
 
 
 def test_secrets_are_known_in_every_spelling() -> None:

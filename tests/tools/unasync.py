@@ -38,6 +38,7 @@ HEADER: Final = "# Generated from {source} by tests/tools/unasync.py: do not edi
 
 # one name for another
 RENAMES: Final[dict[str, str]] = {
+    "asynccontextmanager": "contextmanager",
     "enter_async_context": "enter_context",
 }
 

@@ -35,6 +35,7 @@ class Relay:
         self._lease = lease
         self._woken = asyncio.Event()
         self._stopped = asyncio.Event()
+        self._busy: tuple[str, ...] = ()
 
     def wake(self) -> None:
         """There may be something in the outbox."""
@@ -65,6 +66,10 @@ class Relay:
         """Deliver some messages; whether there may be more."""
         async with self._sessions() as session:
             report = await self._bus.process_outbox(session, limit=BATCH, lease=self._lease)
+        if report.busy and report.busy != self._busy:  # said once
+            names, seconds = ", ".join(report.busy), self._lease.total_seconds()
+            logger.info("another process has the lease of %s; if it died: for at most %g s", names, seconds)
+        self._busy = report.busy
         return report.delivered > 0
 
 

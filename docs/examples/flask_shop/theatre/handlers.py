@@ -1,6 +1,7 @@
 """What happens. No Flask here: `context.db_session` is the request's session, or the one of the cron step."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from sqlalchemy import select
@@ -11,6 +12,9 @@ from theatre.messages import BookingCancelled, CancelBooking, GetPerformance, Ma
 from theatre.models import Booking, Performance, Ticket
 
 bus = MessageBus()
+print_at_once = partial(
+    print, flush=True
+)  # stands for a mail service: what a killed step has mailed is seen, too
 
 
 class PrintTicket(EventHandlerABC):
@@ -36,7 +40,7 @@ class PrintTicket(EventHandlerABC):
 class MailTicketHandler(CommandHandlerABC):
     """The mail goes out again if the process dies before the commit; `ticket.mails` counts it once all the same."""
 
-    def __init__(self, send: Callable[[str], None] = print) -> None:
+    def __init__(self, send: Callable[[str], None] = print_at_once) -> None:
         self.send = send
 
     def handle(self, cmd: MailTicket, context: Context, *args: Any, **kwargs: Any) -> None:

@@ -1,0 +1,42 @@
+"""What is wrong with this outbox, and what to do about it. `message-bus doctor` only prints it.
+
+It repairs nothing. Each check stands in `checks.py`; when something is worth a finding, and what is said, in `findings.py`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import select
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession, async_scoped_session
+
+from message_bus._compat import on_sync_session_async
+from message_bus.admin.checks import run_checks
+from message_bus.admin.findings import STOPPERS, Finding, of_subscriptions
+from message_bus.admin.ground import on_connection
+from message_bus.admin.subscriptions_async import AsyncSubscriptions
+from message_bus.repositories.targets import DEFAULT_TABLES
+from message_bus.storage.tables import MessageBusTables
+from message_bus.storage.types import utc_now
+
+Findings = list[Finding]
+
+
+async def async_doctor(
+    session: AsyncSession | async_scoped_session[Any] | AsyncConnection,
+    *,
+    tables: MessageBusTables = DEFAULT_TABLES,
+) -> Findings:
+    """Look for everything that stops delivery, loses messages, or soon will; empty: all is well.
+
+    Ask with the role that delivers messages: privileges and row-level security are those of the connection. Reads only, in
+    the caller's transaction, which must be READ COMMITTED. A check that fails is a finding itself, so that nothing is raised
+    but what keeps it from asking at all.
+    """
+    subscriptions = AsyncSubscriptions(session, tables=tables)
+    target: Any = subscriptions.session
+    found: Findings = await on_sync_session_async(target, on_connection, tables, run_checks, tables)
+    if not any(each.code in STOPPERS for each in found):
+        now = (await target.execute(select(utc_now()))).scalar_one()
+        found += of_subscriptions(await subscriptions.list(), now)
+    return sorted(found, key=lambda finding: finding.severity != "error")

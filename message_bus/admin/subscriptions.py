@@ -1,0 +1,407 @@
+# Generated from subscriptions_async.py by tests/tools/unasync.py: do not edit.
+"""List, start, pause, move, rename, drop and repartition subscriptions. `message-bus subscriptions` only wraps this.
+
+    idle ──start──► active ──pause──► paused ──resume──► active          any ──reset──► elsewhere in the log
+
+A change locks the log's row and then the checkpoint rows (S4, S3), and reads behind these locks. It handles no message and
+waits for no worker. Epochs go on where they were, also when a subscription is dropped and made again (S2).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Collection
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import Row
+from sqlalchemy.engine import Connection
+from sqlalchemy.orm import Session, scoped_session
+
+from message_bus._compat import on_sync_session
+from message_bus.admin.ground import dialect_of, refuse_autocommit
+from message_bus.admin.partitions import (
+    MOST_HELD,
+    PartitionStatus,
+    Place,
+    SubscriptionChange,
+    placed,
+    refuse_apart,
+    refuse_count,
+    refuse_leased,
+    refuse_name,
+    refuse_place,
+    unknown,
+)
+from message_bus.delivery.patience import Patience
+from message_bus.errors import SettingsError, WiringError
+from message_bus.repositories.targets import DEFAULT_TABLES
+from message_bus.storage import statements as engine_statements
+from message_bus.storage import subscription_statements as statements
+from message_bus.storage.logs import OUTBOX_LOG
+from message_bus.storage.settled import Look
+from message_bus.storage.tables import ACTIVE, IDLE, PAUSED, MessageBusTables
+from message_bus.storage.watermark import Watermark
+
+logger = logging.getLogger("message_bus.admin")
+
+Statuses = list[PartitionStatus]  # inside the class `list` is the method
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """The partitions of one subscription, and how far its log was pruned, as they are behind the locks."""
+
+    name: str
+    rows: tuple[Row[Any], ...]
+    pruned_to: int
+
+    @property
+    def state(self) -> str:
+        return str(self.rows[0].state)
+
+    @property
+    def positions(self) -> tuple[int, ...]:
+        return tuple(row.position for row in self.rows)
+
+    @property
+    def highest_epoch(self) -> int:
+        return max(int(row.epoch) for row in self.rows)
+
+
+@dataclass(frozen=True, slots=True)
+class _Seen:
+    """What looking at the log has shown: what was drawn at first, what is settled at last."""
+
+    goal: int
+    look: Look
+
+
+class Subscriptions:
+    """The subscriptions of one set of tables, on the caller's session or connection.
+
+    The caller owns the transaction (G10): nothing happens before it commits. Until then workers of that subscription wait
+    to commit, and pruning, new subscriptions and other operators wait, too: keep it short. `by`: who decides, for the log.
+    `dry_run`: say what would be done; nothing is locked. `force`: also while a worker has the lease. It can commit nothing
+    any more (G6), and nobody takes its place before the lease ends. Not task-safe: neither is a session.
+
+    Raises: WiringError for a session of the other colour, or anything else. Every method: SettingsError with the remedy
+        for what makes no sense; a change: UnsupportedDatabase on an AUTOCOMMIT connection.
+    """
+
+    def __init__(
+        self,
+        session_or_connection: Session | scoped_session[Any] | Connection,
+        *,
+        tables: MessageBusTables = DEFAULT_TABLES,
+    ) -> None:
+        if not isinstance(session_or_connection, Session | scoped_session | Connection):
+            raise WiringError(
+                f"{type(self).__name__} works on {Session.__name__} or {Connection.__name__}, not on "
+                f"{type(session_or_connection).__name__!r} (give sync ones to Subscriptions, async ones to "
+                "Subscriptions)"
+            )
+        self._given = session_or_connection
+        self.tables = tables
+
+    @property
+    def session(self) -> Session | Connection:
+        """The session or connection; behind a scoped session the one of this moment."""
+        return self._given() if isinstance(self._given, scoped_session) else self._given
+
+    def list(self, name: str | None = None) -> Statuses:
+        """Return every partition of every subscription, or of the one with this name, by name and partition.
+
+        Counts the messages behind each checkpoint: on a log with millions of them that takes a moment.
+        """
+        rows = self.session.execute(statements.statuses(self.tables, None if name is None else (name,)))
+        return [
+            PartitionStatus(
+                subscription=row.name,
+                partition=row.partition,
+                partitions=row.partitions,
+                state=row.state,
+                position=row.position,
+                lag=row.lag,
+                owner=row.owner,
+                lease_until=row.lease_until,
+                retrying=row.retrying,
+                held=row.held,
+                dead=row.dead,
+                seen_at=min(row.alive_until, row.now),
+            )
+            for row in rows
+        ]
+
+    def start(
+        self, name: str, at: Place = "beginning", *, by: str | None = None, dry_run: bool = False
+    ) -> SubscriptionChange:
+        """Let an idle subscription begin: at the "beginning" (of what is kept), "now", after a position, at a time.
+
+        Idle is one that was added to a log with history and told no place to start from.
+        """
+        refuse_place(at)
+        seen = self._look()
+        found = self._find(name, dry_run=dry_run)
+        if found.state != IDLE:
+            remedy = "reset moves it" if found.state == ACTIVE else "resume lets it go on, reset moves it"
+            raise SettingsError("start", [f"subscription {name!r} is {found.state}, not idle ({remedy})"])
+        to = self._place(at, found, seen)
+        if not dry_run:
+            self._write(statements.place(self.tables), subscription=name, to=to, becomes=ACTIVE)
+        return self._done("start", found, position=to, by=by, dry_run=dry_run)
+
+    def pause(self, name: str, *, by: str | None = None) -> SubscriptionChange:
+        """Let nobody begin to work on it. A worker that has its lease finishes its run, and gets no other.
+
+        Retention waits for a paused subscription (G9). Pausing one that is paused changes nothing.
+        """
+        found = self._find(name)
+        if found.state == IDLE:
+            raise SettingsError(
+                "pause", [f"subscription {name!r} is idle: nothing is running (start begins it)"]
+            )
+        changed = found.state == ACTIVE
+        if changed:
+            self._write(statements.set_state(self.tables), subscription=name, was=ACTIVE, becomes=PAUSED)
+        return self._done("pause", found, by=by, changed=changed)
+
+    def resume(self, name: str, *, by: str | None = None) -> SubscriptionChange:
+        """Let a paused one go on from where it is. Resuming an active one changes nothing."""
+        found = self._find(name)
+        if found.state == IDLE:
+            raise SettingsError(
+                "resume", [f"subscription {name!r} is idle: it has no place yet (start begins it)"]
+            )
+        changed = found.state == PAUSED
+        if changed:
+            self._write(statements.set_state(self.tables), subscription=name, was=PAUSED, becomes=ACTIVE)
+        return self._done("resume", found, by=by, changed=changed)
+
+    def reset(
+        self,
+        name: str,
+        to: Place,
+        *,
+        force: bool = False,
+        by: str | None = None,
+        dry_run: bool = False,
+    ) -> SubscriptionChange:
+        """Move it: back, so that messages are delivered once more, or forward, so that they never are.
+
+        `to`: the "beginning" (of what is kept), "now", a position that it goes on after, or a time. What retention may
+        have taken is passed over. Everything that is recorded about its messages goes: retries, and dead letters with
+        their errors. A paused one stays paused, an idle one becomes active.
+        """
+        refuse_place(to)
+        seen = self._look()
+        found = self._find(name, dry_run=dry_run)
+        refuse_leased("reset", found.rows, force=force)
+        position = self._place(to, found, seen)
+        removed = self._deliveries(name)
+        if not dry_run:
+            becomes = PAUSED if found.state == PAUSED else ACTIVE
+            self._write(statements.place(self.tables), subscription=name, to=position, becomes=becomes)
+            self._write(statements.remove_deliveries(self.tables), subscription=name)
+        return self._done("reset", found, position=position, removed=removed, by=by, dry_run=dry_run)
+
+    def rename(self, old: str, new: str, *, force: bool = False, by: str | None = None) -> SubscriptionChange:
+        """Give it another name, with all it knows. Do it while no worker runs: the old code would make the old name anew."""
+        refuse_name(new)
+        found = self._find(old, new)
+        refuse_leased("rename", found.rows, force=force)
+        if self._rows(new) or self._deliveries(new):
+            raise SettingsError("rename", [f"there is a subscription {new!r} already (drop it first)"])
+        self._write(statements.note_epoch(self.tables), epoch=found.highest_epoch + 1)
+        self._write(statements.rename_subscription(self.tables), subscription=old, new_name=new)
+        self._write(statements.rename_deliveries(self.tables), of_subscription=old, new_name=new)
+        return self._done("rename", found, name=new, by=by)
+
+    def drop(
+        self, name: str, *, force: bool = False, by: str | None = None, dry_run: bool = False
+    ) -> SubscriptionChange:
+        """Forget it: its place, its retries and its dead letters. Retention waits for it no longer.
+
+        An application that still has it makes it anew, idle, with its next run.
+        """
+        self._lock(dry_run=dry_run)
+        rows = self._rows(name, locked=not dry_run)
+        removed = self._deliveries(name)
+        if not rows and not removed:
+            raise self._unknown(name)
+        refuse_leased("drop", rows, force=force)
+        found = _Found(name, tuple(rows), 0)
+        if not dry_run:
+            if rows:
+                self._write(statements.note_epoch(self.tables), epoch=found.highest_epoch)
+            self._write(statements.remove_subscription(self.tables), subscription=name)
+            self._write(statements.remove_deliveries(self.tables), subscription=name)
+        return self._done("drop", found, removed=removed, by=by, dry_run=dry_run)
+
+    def repartition(
+        self,
+        name: str,
+        partitions: int,
+        *,
+        hold: bool = False,
+        types: Collection[str] | None = None,
+        most: int = MOST_HELD,
+        force: bool = False,
+        by: str | None = None,
+        dry_run: bool = False,
+    ) -> SubscriptionChange:
+        """Divide it by another number. Workers must have the same number in their settings: they refuse any other.
+
+        All partitions must stand at one position (S5), as they do when nothing is left to deliver. Under load they stand
+        apart: with `hold` the messages that some have reached and others have not (at most `most`) are recorded as
+        held, and come first with the next run, in the order of their key (G3). `types`: the names of the message types that
+        it reads, if its settings say so; else those of other types reach its handler, too.
+        """
+        refuse_count(partitions)
+        types = (types,) if isinstance(types, str) else types
+        self._glance()  # for its refusals: rows that are hidden from this role would be lost (W9)
+        found = self._find(name, dry_run=dry_run)
+        if len(found.rows) == partitions:
+            return self._done("repartition", found, by=by, changed=False, dry_run=dry_run)
+        refuse_leased("repartition", found.rows, force=force)
+        to, behind = max(found.positions), 0
+        if min(found.positions) != to:
+            counted = self.session.execute(
+                statements.count_between(self.tables, types), {"subscription": name, "to": to}
+            )
+            behind = int(counted.scalar_one())
+            if to > self._glance().high:
+                raise SettingsError(
+                    "repartition",
+                    [
+                        f"subscription {name!r} is ahead of its log (`message-bus doctor` says how to repair it)"
+                    ],
+                )
+            refuse_apart(name, found.positions, behind, hold=hold, most=most)
+        if not dry_run:
+            if behind:
+                self._write(statements.hold_between(self.tables, types), subscription=name, to=to)
+            self._write(statements.note_epoch(self.tables), epoch=found.highest_epoch)
+            self._write(statements.remove_subscription(self.tables), subscription=name)
+            self._add_partitions(found, partitions, to)
+        return self._done(
+            "repartition", found, position=to, partitions=partitions, held=behind, by=by, dry_run=dry_run
+        )
+
+    def _add_partitions(self, found: _Found, count: int, to: int) -> None:
+        """The epochs go on from the highest; a lease that was taken away keeps others out until it ends (G3)."""
+        owned = [row for row in found.rows if row.owner is not None]
+        last = max(owned, key=lambda row: row.lease_until, default=None)
+        self.session.execute(
+            statements.add_partition(self.tables),
+            [
+                {
+                    "name": found.name,
+                    "partition": partition,
+                    "partitions": count,
+                    "log": found.rows[0].log,
+                    "state": found.state,
+                    "position": to,
+                    "epoch": found.highest_epoch + 1,
+                    "revision": max(row.revision for row in found.rows) + engine_statements.DECISION,
+                    "owner": None if last is None else last.owner,
+                    "lease_until": None if last is None else last.lease_until,
+                    "created_at": min(row.created_at for row in found.rows),
+                    "seen_at": max(row.seen_at for row in found.rows),
+                }
+                for partition in range(count)
+            ],
+        )
+
+    # --- what the methods share ---
+
+    def connection(self) -> Connection:
+        """Return the connection that leads to the tables, in the session's transaction."""
+        session = self.session
+        if isinstance(session, Connection):
+            return session
+        return session.connection(bind_arguments={"clause": self.tables.outbox})
+
+    def _look(self) -> _Seen:
+        """Where the log stands. Before anything is locked: it may wait a little for open writers (W6)."""
+        watermark, patience = Watermark(self.tables), Patience()
+        look = watermark.look(self.connection())
+        goal = look.high
+        while look.settled < goal and patience.wait(look):
+            look = watermark.look(self.connection())
+        return _Seen(goal, look)
+
+    def _glance(self) -> Look:
+        return Watermark(self.tables).look(self.connection())
+
+    def _lock(self, *, dry_run: bool = False) -> int:
+        """Lock the log's row, first of all (S4), unless it is a dry run. How far the log was pruned."""
+        session: Any = self.session
+        if dry_run:
+            row = session.execute(statements.log_row(self.tables)).one_or_none()
+            return 0 if row is None else int(row.pruned_to)
+        on_sync_session(session, refuse_autocommit, self.tables, "subscriptions are changed")
+        dialect = on_sync_session(session, dialect_of, self.tables)
+        session.execute(engine_statements.insert_or_ignore(dialect, self.tables.log).values(log=OUTBOX_LOG))
+        locked = session.execute(engine_statements.lock_log(self.tables), {"log": OUTBOX_LOG})
+        return int(locked.one().pruned_to)
+
+    def _find(self, name: str, *others: str, dry_run: bool = False) -> _Found:
+        """The subscription of this name, locked unless it is a dry run; so are the `others`, if they exist."""
+        pruned_to = self._lock(dry_run=dry_run)
+        rows = self._rows(name, *others, locked=not dry_run)
+        mine = tuple(row for row in rows if row.name == name)
+        if not mine:
+            raise self._unknown(name)
+        return _Found(name, mine, pruned_to)
+
+    def _rows(self, *names: str, locked: bool = False) -> tuple[Row[Any], ...]:
+        found = self.session.execute(statements.partitions(self.tables, locked=locked), {"names": names})
+        return tuple(found)
+
+    def _unknown(self, name: str) -> SettingsError:
+        known = self.session.scalars(statements.names_of_subscriptions(self.tables))
+        return unknown(name, known.all())
+
+    def _place(self, at: Place, found: _Found, seen: _Seen) -> int:
+        if at == "beginning":
+            return found.pruned_to
+        furthest = self.session.execute(statements.furthest(self.tables), {"high": seen.look.high})
+        known = max(seen.look.settled, int(furthest.scalar_one()))
+        match at:
+            case "now":
+                wanted = seen.goal
+            case datetime() as time:
+                before = self.session.execute(
+                    engine_statements.position_before_time(self.tables), {"time": time, "settled": seen.goal}
+                )
+                wanted = int(before.scalar_one())
+                if (
+                    known >= seen.goal
+                ):  # what is still being written may be older than the first row after that time
+                    wanted = min(wanted, known)
+            case position:
+                wanted = int(position)
+        return placed(wanted, known=known, pruned_to=found.pruned_to, open_writers=known < seen.goal)
+
+    def _deliveries(self, name: str) -> dict[str, int]:
+        counts = self.session.execute(statements.count_deliveries(self.tables), {"subscription": name})
+        return {state: count for state, count in counts}
+
+    def _write(self, statement: Any, **parameters: Any) -> None:
+        self.session.execute(statement, parameters)
+
+    def _done(self, action: Any, found: _Found, *, by: str | None = None, **what: Any) -> SubscriptionChange:
+        what.setdefault("name", found.name)
+        what.setdefault("partitions", len(found.rows))
+        change = SubscriptionChange(action=action, subscription=found.name, before=found.positions, **what)
+        if change.changed and not change.dry_run:
+            logger.warning(
+                "%s of subscription %r, by %s: in force when its transaction commits",
+                action,
+                found.name,
+                by or "somebody who gave no name",
+                extra={"action": action, "by": by, "subscription": found.name, "position": change.position},
+            )
+        return change

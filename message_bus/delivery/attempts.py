@@ -1,0 +1,199 @@
+# Generated from attempts_async.py by tests/tools/unasync.py: do not edit.
+"""Attempts at messages: what both modes, and careful and ordinary handling, have in common.
+
+    trying is recorded and committed ──► the payload is read ──► the message is handled ──► the row is gone, or says what failed
+                                      └── the worker dies here: the next owner finds `trying`, and counts a crash
+
+That is the careful way (S6, G7), after a lease was taken over, and for what has killed a worker before. The ordinary way
+records nothing beforehand. `Run` says which messages, in which order; the modes say how one is handled.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.orm import Session
+
+from message_bus._compat import result_of, time_limit
+from message_bus.bus.context import Context
+from message_bus.delivery.changes import Recorder
+from message_bus.delivery.hands import Hands
+from message_bus.delivery.jobs import Failed, Interrupted, Job, Stop, TakenBack, Tally, Trying
+from message_bus.delivery.lease import Lease
+from message_bus.delivery.reading import Reader
+from message_bus.delivery.subscription import Subscription
+from message_bus.delivery.telling import handlers_of, log_verdict
+from message_bus.delivery.verdicts import (
+    Dead,
+    Delivered,
+    HandlerTimedOut,
+    Outage,
+    PassedOver,
+    Retry,
+    decide,
+    single_errors,
+    speaks_of_handlers,
+)
+from message_bus.storage.outages import is_outage
+from message_bus.storage.tables import RETRYING, TRYING, MessageBusTables
+
+if TYPE_CHECKING:
+    from message_bus.outbox_handlers.base import OutboxHandlerABC
+
+logger = logging.getLogger("message_bus.delivery")
+
+
+class Attempts:
+    """Tries messages of one leased partition. One use, one task."""
+
+    def __init__(
+        self,
+        session: Session,
+        handler: OutboxHandlerABC,
+        *,
+        tables: MessageBusTables,
+        settings: Subscription,
+        lease: Lease,
+        reader: Reader,
+        context: Mapping[str, Any],
+        sessions: Callable[[], Any],
+        stop: Stop,
+        hands: Hands | None = None,
+    ) -> None:
+        self._session = session
+        self._handler = handler
+        self._tables = tables
+        self._settings = settings
+        self._lease = lease
+        self._reader = reader
+        self._recorder = Recorder(tables, lease, reader)
+        self._context = context
+        self._sessions = sessions
+        self._stop = stop
+        self._hands = Hands() if hands is None else hands
+        self._tally = Tally()
+        self._failed_here: set[int] = set()  # once a run is enough, even if the database's clock steps back
+
+    def _group(self, jobs: Sequence[Job], blocked: set[str], *, to: int, ahead: int = 0) -> int:
+        """Handle these jobs and commit up to `to` (or as far as it got); how many of them are done with.
+
+        `ahead`: how many rows may be read for the next batch when the checkpoint moves.
+        """
+        raise NotImplementedError
+
+    def _together(self, jobs: Sequence[Job], blocked: set[str], *, to: int, ahead: int = 0) -> int:
+        """The ordinary way, beside whatever other workers of this process have in hand."""
+        with self._hands.shared():
+            self._ready()
+            return self._group(jobs, blocked, to=to, ahead=ahead)
+
+    def _carefully(self, job: Job, blocked: set[str], *, to: int) -> None:
+        """One message, alone in this process, its attempt recorded before (S6)."""
+        with self._hands.alone():
+            self._ready()
+            trying = replace(job, state=TRYING)
+            self._lease.unfinished = TakenBack(job.position, RETRYING if job.state is None else job.state)
+            self._recorder.commit(self._session, [Trying(job)], to=to)
+            whole = self._reader.whole(self._session, trying)
+            if whole is None:
+                self._take_back()
+                return
+            self._group((whole,), blocked, to=self._lease.at.position)
+            self._lease.unfinished = None
+
+    def _take_back(self) -> None:
+        """Nobody has died of the attempt that is recorded: it does not count. Raises LeaseLost."""
+        taken_back = self._lease.unfinished
+        if taken_back is None:
+            return
+        try:
+            self._lease.reload(self._session)
+            self._recorder.commit(self._session, [taken_back], to=self._lease.at.position)
+            self._lease.unfinished = None
+        except Exception as error:
+            self._session.rollback()
+            if not is_outage(error):
+                raise  # else the next pass of this worker does it
+
+    def _ready(self) -> None:
+        """No handler is started unless the lease is good by our own clock (S7). Raises LeaseLost."""
+        if self._lease.over and not self._lease.renew(self._session):
+            raise self._lease.lost()
+
+    def _call(self, job: Job, resources: Mapping[str, Any]) -> bool:
+        """Call the handler; True if it handled the message, False if it passed it over."""
+        context = Context(resources)
+        context["attempt"] = job.attempts + 1
+        what = f"{job.message.message} {job.message.id}"
+        with self._lease.watch.handling(what):
+            limit = time_limit(self._settings.handler_timeout)
+            try:
+                with limit:
+                    handled = result_of(self._handler.handle(job.message, context))
+            except Exception as error:
+                if limit.expired():
+                    raise self._timed_out(job) from error
+                raise
+        if limit.expired():  # it has caught the cancellation and gone on
+            raise self._timed_out(job)
+        return not isinstance(handled, PassedOver)
+
+    def _timed_out(self, job: Job) -> HandlerTimedOut:
+        return HandlerTimedOut(
+            f"{handlers_of(self._handler, job.message.message)} ran longer than {self._settings.handler_timeout} "
+            f"with {job.message.message} (handler_timeout= of the subscription)"
+        )
+
+    def _count(self, handled: bool) -> None:
+        if handled:
+            self._tally.delivered += 1
+        else:
+            self._tally.passed_over += 1
+
+    def _judge(self, job: Job, error: Exception) -> Failed:
+        """The failure with its verdict, logged. Raises Interrupted for an outage."""
+        outage = is_outage(error)
+        verdict = decide(
+            error, attempt=job.attempts + 1, settings=self._settings, chance=random.random(), outage=outage
+        )
+        match verdict:
+            case Outage():
+                raise Interrupted(
+                    error, database=any(isinstance(each, SQLAlchemyError) for each in single_errors(error))
+                ) from error
+            case Retry() | Dead():
+                self._failed_here.add(job.position)
+                log_verdict(self._settings, job, verdict, error)
+                self._suspect(job, error)
+                return Failed(job, error, verdict)
+            case Delivered() | PassedOver():  # pragma: no cover  (decide() says these of no error only)
+                raise AssertionError(verdict)
+
+    def _suspect(self, job: Job, error: Exception) -> None:
+        suspicion = self._lease.suspicion
+        if not speaks_of_handlers(error):
+            suspicion.succeeded()
+            return
+        before = suspicion.active
+        suspicion.failed(job.position if job.message.key is None else job.message.key, self._lease.clock())
+        if suspicion.active and not before:
+            logger.error(
+                "everything fails in subscription %r: one message at a time is tried until one succeeds",
+                self._settings.name,
+                extra={"subscription": self._settings.name, "partition": self._lease.partition},
+            )
+
+    def _waits(self, job: Job, blocked: set[str]) -> bool:
+        """Whether it is a new message behind one of its key that is not done."""
+        return job.state is None and job.message.key in blocked
+
+    def _block(self, failed: Failed, blocked: set[str]) -> None:
+        """Let later messages of its key wait, if they have to."""
+        key = failed.job.message.key
+        if key is not None and (isinstance(failed.verdict, Retry) or self._settings.on_dead_letter == "hold"):
+            blocked.add(key)

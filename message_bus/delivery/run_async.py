@@ -1,0 +1,232 @@
+"""The passes of a run: what is due, what is new, and when it is enough.
+
+    settle in ──► due and held rows ──► new rows ──► due and held rows ──► ... nothing left
+
+In each pass the sequence of a key is kept (G3): a message whose key is blocked is recorded as held, and becomes
+runnable when those before it are done. When an operator has replayed a dead letter, what is in hand is finished and a new
+pass begins: which keys are blocked has to be read again (S3). While everything fails, one message at a time is tried,
+a new one if there is one.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
+
+from message_bus.delivery.attempts_async import AsyncAttempts
+from message_bus.delivery.jobs import Change, Crashed, Interrupted, Job, Revived, TakenBack, Tally
+from message_bus.delivery.patience_async import AsyncPatience
+from message_bus.delivery.telling import log_crash
+from message_bus.delivery.verdicts import decide_crash
+from message_bus.errors import LeaseLost
+from message_bus.storage.outages import is_outage
+from message_bus.storage.tables import RETRYING, TRYING
+
+logger = logging.getLogger("message_bus.delivery")
+
+OUTAGES_IN_A_ROW = 3  # after a serialization failure or a lost connection the next attempt usually succeeds
+
+
+class AsyncRun(AsyncAttempts):
+    """What both modes share: the passes, the limit, the end. One use, one task."""
+
+    _limit: float = float("inf")
+    _now: datetime | None = None
+
+    async def run(self, *, limit: int | None, patience: AsyncPatience | None) -> Tally:
+        """Handle messages until nothing is left, `limit` were tried, a stop is asked, or something is out of reach.
+
+        Raises: LeaseLost; what was in hand is rolled back. Errors of the database that do not pass.
+        """
+        self._limit = float("inf") if limit is None else limit
+        interruptions = 0
+        while self._left():
+            progress = self._tally.tried
+            try:
+                moved = await self._once()
+            except Interrupted as interrupted:
+                interruptions = interruptions + 1 if progress == self._tally.tried else 1
+                await self._recover(interrupted, final=interruptions >= OUTAGES_IN_A_ROW)
+                if self._tally.unavailable:
+                    break
+                continue
+            if not moved and (patience is None or not await patience.wait(self._reader.looked)):
+                break
+        self._tally.suspicious = self._lease.suspicion.active
+        return self._tally
+
+    def _left(self) -> bool:
+        return (
+            self._tally.tried < self._limit
+            and not self._stop.asked
+            and not self._lease.suspicion.waits(self._lease.clock())
+        )
+
+    def _goes_on(self) -> bool:
+        """Whether another message of those that were read may be begun."""
+        return self._left() and not self._lease.outdated
+
+    async def _once(self) -> bool:
+        """One pass over due rows and one over new ones: was there anything?"""
+        if self._lease.outdated:
+            self._reader.failures = True
+            self._lease.outdated = False
+        try:
+            await self._settle_in()
+            if self._lease.suspicion.active:  # new ones first: an old one that fails for ever proves nothing
+                return await self._new() or (self._goes_on() and await self._due())
+            moved = await self._due()
+            return not self._goes_on() or await self._new() or moved
+        except LeaseLost:
+            await self._session.rollback()
+            raise
+        except Exception as error:
+            await self._session.rollback()
+            await self._take_back_after(error)
+            if not isinstance(error, Interrupted) and is_outage(error):
+                raise Interrupted(error, database=True) from error
+            raise
+        except BaseException:
+            await self._session.rollback()
+            raise
+
+    async def _take_back_after(self, error: Exception) -> None:
+        try:
+            await self._take_back()
+        except LeaseLost:
+            if not isinstance(error, Interrupted):  # the error says more than that somebody else goes on
+                raise error from None
+            raise
+
+    async def _settle_in(self) -> None:
+        """Once after a claim: count who has killed the last owner (G7), revive what was unknown to it."""
+        await self._take_back()
+        if self._now is None:
+            settled_in = self._lease.settled_in
+            self._now = await self._reader.now(self._session) if settled_in else self._lease.claimed_at
+        if self._lease.settled_in:
+            return
+        if self._changes_for(await self._reader.leftovers(self._session)):
+            await self._session.commit()
+            await self._lease.lock(self._session)  # in a later statement (S3)
+            left = await self._reader.leftovers(self._session)
+            changes = self._changes_for(left)
+            await self._recorder.commit(self._session, changes, to=self._lease.at.position)
+            names = {row.position: row.message for row in left}
+            for change in changes:
+                if isinstance(change, Crashed):
+                    log_crash(self._settings, change.position, names[change.position], change.verdict)
+        else:
+            await self._session.commit()
+        self._lease.settled_in = True
+
+    def _changes_for(self, left: Sequence[Any]) -> list[Change]:
+        """What becomes of the rows that the last owner has left."""
+        registry = getattr(getattr(self._handler, "bus", None), "registry", ())
+        changes: list[Change] = []
+        for row in left:
+            if row.state != TRYING:
+                if row.message in registry:
+                    changes.append(Revived(row.position))
+            elif self._lease.taken_over:
+                verdict = decide_crash(
+                    crashes=row.crashes + 1, settings=self._settings, chance=random.random()
+                )
+                changes.append(Crashed(row.position, row.crashes + 1, verdict))
+            else:  # it gave the lease back, so nobody has died
+                changes.append(TakenBack(row.position, RETRYING))
+        return changes
+
+    async def _due(self) -> bool:
+        """Try what is due, one by one: was there anything?"""
+        if not self._reader.failures:
+            return False
+        assert self._now is not None, "settled in"
+        care = self._lease.care
+        careful = care.due > 0
+        due = await self._reader.due(self._session, now=self._now, light=careful)
+        moved = False
+        waiting: set[str] = set()
+        for job in due:
+            if not self._goes_on():
+                return True
+            if job.position in self._failed_here or job.message.key in waiting:
+                waiting |= {job.message.key} if job.message.key is not None else set()
+                continue
+            moved = True
+            if careful or job.crashes:
+                await self._carefully(job, waiting, to=self._lease.at.position)
+            else:
+                await self._together((job,), waiting, to=self._lease.at.position)
+        care.handled_due(len(due), all_of_them=len(due) < self._settings.fetch_size)
+        return moved
+
+    def _fetch(self, in_hand: int = 0) -> int:
+        return int(max(0, min(self._settings.fetch_size, self._limit - self._tally.tried - in_hand)))
+
+    async def _new(self) -> bool:
+        """Read new messages and try them: was there anything?"""
+        careful = self._lease.care.new > 0
+        limit = self._fetch()
+        batch = await self._reader.new(self._session, self._lease, limit=limit, light=careful)
+        jobs, blocked = batch.jobs, set(batch.blocked)
+        if not jobs and batch.up_to > self._lease.at.position:
+            await self._recorder.commit(self._session, (), to=batch.up_to)
+        if careful:
+            await self._one_at_a_time(jobs, blocked, up_to=batch.up_to)
+            if len(jobs) < limit and self._lease.at.position >= batch.up_to:
+                self._lease.care.handled_new(0, all_of_them=True)
+        else:
+            await self._in_groups(jobs, blocked, up_to=batch.up_to)
+        return bool(jobs)
+
+    async def _one_at_a_time(self, jobs: Sequence[Job], blocked: set[str], *, up_to: int) -> None:
+        for number, job in enumerate(jobs, 1):
+            if not self._goes_on():
+                return
+            to = up_to if number == len(jobs) else job.position
+            if self._waits(job, blocked):
+                await self._together((job,), blocked, to=to)
+            else:
+                await self._carefully(job, blocked, to=to)
+            self._lease.care.handled_new(1, all_of_them=False)
+
+    async def _in_groups(self, jobs: Sequence[Job], blocked: set[str], *, up_to: int) -> None:
+        index = 0
+        while index < len(jobs) and self._goes_on():
+            group = self._next_group(jobs, index, blocked)
+            whole = index + len(group) == len(jobs)
+            ahead = self._fetch(len(group)) if whole else 0
+            to = up_to if whole else group[-1].position
+            index += await self._together(group, blocked, to=to, ahead=ahead)
+
+    def _next_group(self, jobs: Sequence[Job], index: int, blocked: set[str]) -> Sequence[Job]:
+        """From `index`: as many as share a commit; messages that are only recorded as held do not count."""
+        size = 1 if self._lease.suspicion.active else self._group_size()
+        end = index
+        handled = 0
+        while end < len(jobs) and handled < size:
+            handled += jobs[end].message.key not in blocked
+            end += 1
+        return jobs[index:end]
+
+    def _group_size(self) -> int:
+        return self._settings.messages_per_commit
+
+    async def _recover(self, interrupted: Interrupted, *, final: bool) -> None:
+        """After an outage: read where we stand and go on, or stop if it does not pass. Raises LeaseLost."""
+        if final or not interrupted.database:
+            logger.warning(
+                "subscription %r stops for now: out of reach: %s",
+                self._settings.name,
+                type(interrupted.error).__name__,
+                exc_info=interrupted.error,
+                extra={"subscription": self._settings.name},
+            )
+            self._tally.unavailable = True
+            return
+        self._reader.forget()
+        await self._lease.reload(self._session)

@@ -1,0 +1,156 @@
+# Generated from worker_async.py by tests/tools/unasync.py: do not edit.
+"""One partition of one subscription, worked on by this process: claim its lease, run it, give the lease back.
+
+    claim ──► run, run, run ... ──► release
+
+`process_outbox` does this once for each partition; a relay keeps the lease between runs, for as long as it lives. The
+lease is renewed on a connection of its own, a third of its time apart, from `beating()` to its end. A worker opens no
+session: it is given one for each step, and commits it.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any
+
+from sqlalchemy import NullPool, QueuePool
+from sqlalchemy.engine import Engine
+from sqlalchemy.orm import Session
+
+from message_bus._compat import Ticker, session_factory
+from message_bus.delivery.engine import ConcurrentRun, Run, TransactionalRun
+from message_bus.delivery.hands import Hands
+from message_bus.delivery.jobs import Stop, Tally
+from message_bus.delivery.lease import Lease, claim
+from message_bus.delivery.patience import Patience
+from message_bus.delivery.reading import Reader
+from message_bus.delivery.subscription import Subscription
+from message_bus.storage.outages import is_outage
+from message_bus.storage.tables import MessageBusTables
+from message_bus.storage.watermark import Watermark
+
+logger = logging.getLogger("message_bus.delivery")
+
+
+class Worker:
+    """Works on one partition; one task at a time. `stop.asked` ends a run after the group that is in hand."""
+
+    def __init__(
+        self,
+        bus: Any,
+        handler: Any,
+        settings: Subscription,
+        partition: int,
+        *,
+        tables: MessageBusTables,
+        watermark: Watermark,
+        lease: timedelta,
+        stop: Stop,
+        hands: Hands | None = None,
+    ) -> None:
+        self.settings = settings
+        self.partition = partition
+        self.lease: Lease | None = None
+        self.reader: Reader | None = None
+        self._bus = bus
+        self._handler = handler
+        self._tables = tables
+        self._watermark = watermark
+        self._lease_time = lease
+        self._stop = stop
+        self._hands = Hands() if hands is None else hands
+
+    def claim(self, session: Session) -> bool:
+        """Take the lease without waiting; False if somebody else has it."""
+        self.lease = claim(session, self._tables, self.settings, self.partition, lease=self._lease_time)
+        session.commit()
+        self.reader = Reader(self._tables, self.settings, self.partition, self._watermark)
+        return self.lease is not None
+
+    def run(self, session: Session, *, limit: int | None = None, patience: Patience | None = None) -> Tally:
+        """Handle messages until nothing is left, `limit` were tried, a stop is asked, or something is out of reach.
+
+        `patience`: how long to wait for rows that are not settled yet; None: not at all.
+
+        Raises: LeaseLost; errors of the database. What was in hand is rolled back.
+        """
+        assert self.lease is not None, "claim first"
+        assert self.reader is not None
+        mode = self.settings.mode or self._handler.default_mode
+        kind: type[Run] = TransactionalRun if mode == "transactional" else ConcurrentRun
+        run = kind(
+            session,
+            self._handler,
+            tables=self._tables,
+            settings=self.settings,
+            lease=self.lease,
+            reader=self.reader,
+            context=self._bus.context,
+            sessions=session_factory(session),
+            stop=self._stop,
+            hands=self._hands,
+        )
+        return run.run(limit=limit, patience=patience)
+
+    @contextmanager
+    def beating(self, session: Session) -> Iterator[None]:
+        """Renew the lease meanwhile, if the session's engine can give another connection."""
+        assert self.lease is not None, "claim first"
+        engine = _engine_for_heartbeats(session)
+        if engine is None:
+            yield
+            return
+        with Ticker(_Heartbeat(engine, self.lease), self._lease_time / 3):
+            yield
+
+    def release(self, session: Session, *, or_leave: bool = False) -> None:
+        """Give the lease back; only with no batch in hand (S6). `or_leave`: or leave it to expire, if that fails."""
+        lease, self.lease = self.lease, None
+        if lease is None:
+            return
+        try:
+            lease.release(session)
+            session.commit()
+        except Exception as error:
+            if not or_leave:
+                raise
+            session.rollback()
+            logger.warning(
+                "the lease of subscription %r is left to expire: %s",
+                self.settings.name,
+                type(error).__name__,
+                extra={"subscription": self.settings.name, "partition": self.partition},
+            )
+
+
+def _engine_for_heartbeats(session: Session) -> Engine | None:
+    """Where a heartbeat can come from: not inside somebody's transaction, and from a connection of its own.
+
+    Pools that hand out one connection to everybody, as for SQLite in memory, would let it commit our transaction.
+    """
+    bind = session.bind
+    return bind if isinstance(bind, Engine) and isinstance(bind.pool, QueuePool | NullPool) else None
+
+
+class _Heartbeat:
+    """Renews a lease on a connection of its own while handlers run."""
+
+    def __init__(self, engine: Engine, lease: Lease) -> None:
+        self._engine = engine
+        self._lease = lease
+
+    def __call__(self) -> bool:
+        try:
+            with Session(self._engine) as session:
+                renewed = self._lease.renew(session)
+                session.commit()
+                return renewed
+        except Exception as error:
+            if not is_outage(error):
+                logger.exception("the heartbeat of subscription %r failed", self._lease.settings.name)
+            return (
+                True  # the next beat may come through; if none does, the lease ends and the commit is refused
+            )

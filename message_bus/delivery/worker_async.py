@@ -1,0 +1,158 @@
+"""One partition of one subscription, worked on by this process: claim its lease, run it, give the lease back.
+
+    claim ──► run, run, run ... ──► release
+
+`process_outbox` does this once for each partition; a relay keeps the lease between runs, for as long as it lives. The
+lease is renewed on a connection of its own, a third of its time apart, from `beating()` to its end. A worker opens no
+session: it is given one for each step, and commits it.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import timedelta
+from typing import Any
+
+from sqlalchemy import NullPool, QueuePool
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
+
+from message_bus._compat import AsyncTicker, session_factory_async
+from message_bus.delivery.engine_async import AsyncConcurrentRun, AsyncRun, AsyncTransactionalRun
+from message_bus.delivery.hands_async import AsyncHands
+from message_bus.delivery.jobs import Stop, Tally
+from message_bus.delivery.lease_async import AsyncLease, claim_async
+from message_bus.delivery.patience_async import AsyncPatience
+from message_bus.delivery.reading_async import AsyncReader
+from message_bus.delivery.subscription import Subscription
+from message_bus.storage.outages import is_outage
+from message_bus.storage.tables import MessageBusTables
+from message_bus.storage.watermark_async import AsyncWatermark
+
+logger = logging.getLogger("message_bus.delivery")
+
+
+class AsyncWorker:
+    """Works on one partition; one task at a time. `stop.asked` ends a run after the group that is in hand."""
+
+    def __init__(
+        self,
+        bus: Any,
+        handler: Any,
+        settings: Subscription,
+        partition: int,
+        *,
+        tables: MessageBusTables,
+        watermark: AsyncWatermark,
+        lease: timedelta,
+        stop: Stop,
+        hands: AsyncHands | None = None,
+    ) -> None:
+        self.settings = settings
+        self.partition = partition
+        self.lease: AsyncLease | None = None
+        self.reader: AsyncReader | None = None
+        self._bus = bus
+        self._handler = handler
+        self._tables = tables
+        self._watermark = watermark
+        self._lease_time = lease
+        self._stop = stop
+        self._hands = AsyncHands() if hands is None else hands
+
+    async def claim(self, session: AsyncSession) -> bool:
+        """Take the lease without waiting; False if somebody else has it."""
+        self.lease = await claim_async(
+            session, self._tables, self.settings, self.partition, lease=self._lease_time
+        )
+        await session.commit()
+        self.reader = AsyncReader(self._tables, self.settings, self.partition, self._watermark)
+        return self.lease is not None
+
+    async def run(
+        self, session: AsyncSession, *, limit: int | None = None, patience: AsyncPatience | None = None
+    ) -> Tally:
+        """Handle messages until nothing is left, `limit` were tried, a stop is asked, or something is out of reach.
+
+        `patience`: how long to wait for rows that are not settled yet; None: not at all.
+
+        Raises: LeaseLost; errors of the database. What was in hand is rolled back.
+        """
+        assert self.lease is not None, "claim first"
+        assert self.reader is not None
+        mode = self.settings.mode or self._handler.default_mode
+        kind: type[AsyncRun] = AsyncTransactionalRun if mode == "transactional" else AsyncConcurrentRun
+        run = kind(
+            session,
+            self._handler,
+            tables=self._tables,
+            settings=self.settings,
+            lease=self.lease,
+            reader=self.reader,
+            context=self._bus.context,
+            sessions=session_factory_async(session),
+            stop=self._stop,
+            hands=self._hands,
+        )
+        return await run.run(limit=limit, patience=patience)
+
+    @asynccontextmanager
+    async def beating(self, session: AsyncSession) -> AsyncIterator[None]:
+        """Renew the lease meanwhile, if the session's engine can give another connection."""
+        assert self.lease is not None, "claim first"
+        engine = _engine_for_heartbeats(session)
+        if engine is None:
+            yield
+            return
+        async with AsyncTicker(_AsyncHeartbeat(engine, self.lease), self._lease_time / 3):
+            yield
+
+    async def release(self, session: AsyncSession, *, or_leave: bool = False) -> None:
+        """Give the lease back; only with no batch in hand (S6). `or_leave`: or leave it to expire, if that fails."""
+        lease, self.lease = self.lease, None
+        if lease is None:
+            return
+        try:
+            await lease.release(session)
+            await session.commit()
+        except Exception as error:
+            if not or_leave:
+                raise
+            await session.rollback()
+            logger.warning(
+                "the lease of subscription %r is left to expire: %s",
+                self.settings.name,
+                type(error).__name__,
+                extra={"subscription": self.settings.name, "partition": self.partition},
+            )
+
+
+def _engine_for_heartbeats(session: AsyncSession) -> AsyncEngine | None:
+    """Where a heartbeat can come from: not inside somebody's transaction, and from a connection of its own.
+
+    Pools that hand out one connection to everybody, as for SQLite in memory, would let it commit our transaction.
+    """
+    bind = session.bind
+    return bind if isinstance(bind, AsyncEngine) and isinstance(bind.pool, QueuePool | NullPool) else None
+
+
+class _AsyncHeartbeat:
+    """Renews a lease on a connection of its own while handlers run."""
+
+    def __init__(self, engine: AsyncEngine, lease: AsyncLease) -> None:
+        self._engine = engine
+        self._lease = lease
+
+    async def __call__(self) -> bool:
+        try:
+            async with AsyncSession(self._engine) as session:
+                renewed = await self._lease.renew(session)
+                await session.commit()
+                return renewed
+        except Exception as error:
+            if not is_outage(error):
+                logger.exception("the heartbeat of subscription %r failed", self._lease.settings.name)
+            return (
+                True  # the next beat may come through; if none does, the lease ends and the commit is refused
+            )

@@ -1,0 +1,229 @@
+"""`AsyncRelay`: delivers what is in the outbox with tasks of one event loop, for as long as the process lives.
+
+What its tasks do is said in `stations_async.py` and `watching_async.py`; here they are started, watched over and stopped.
+What hangs in a handler is cancelled after `drain_timeout`; its lease expires. `Relay` is the same for threads.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Sequence
+from datetime import timedelta
+from typing import Any
+
+from sqlalchemy import Engine
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
+
+from message_bus.bus.abc import LEASE
+from message_bus.delivery.hands_async import AsyncHands
+from message_bus.delivery.worker_async import AsyncWorker
+from message_bus.errors import SettingsError, WiringError
+from message_bus.relay.board import AsyncBoard
+from message_bus.relay.health import Health, health_of
+from message_bus.relay.stations_async import AsyncStation
+from message_bus.relay.watching_async import AsyncHousekeeper, AsyncWatcher
+from message_bus.relay.wiring import (
+    AnyRelay,
+    check_engine,
+    check_settings,
+    stopping_on_signals,
+    subscriptions_of,
+)
+from message_bus.repositories import bells
+from message_bus.repositories.targets import DEFAULT_TABLES
+from message_bus.repositories.waiting import clause_for
+from message_bus.storage.tables import MessageBusTables
+from message_bus.storage.watermark_async import AsyncWatermark
+
+logger = logging.getLogger("message_bus.relay")
+
+
+class AsyncRelay(AnyRelay):
+    """Delivers until it is stopped: `await relay.run()` in a process of its own, `async with relay:` beside an application.
+
+    `sessions`: an async_sessionmaker or an AsyncEngine; the rest is as for `Relay`. Use it once, in one event loop.
+
+    Raises: SettingsError listing every problem at once.
+    """
+
+    def __init__(
+        self,
+        bus: Any,
+        sessions: async_sessionmaker[Any] | AsyncEngine,
+        *,
+        projections: Sequence[Any] = (),
+        process_managers: Sequence[Any] = (),
+        tables: MessageBusTables = DEFAULT_TABLES,
+        lease: timedelta = LEASE,
+        poll: timedelta = timedelta(seconds=1),
+        listen: bool = True,
+        retention: timedelta | None = timedelta(days=7),
+        drain_timeout: timedelta = timedelta(seconds=30),
+    ) -> None:
+        check_settings(
+            "AsyncRelay",
+            projections=projections,
+            process_managers=process_managers,
+            lease=lease,
+            poll=poll,
+            retention=retention,
+            drain_timeout=drain_timeout,
+        )
+        if not isinstance(sessions, async_sessionmaker | AsyncEngine):
+            raise SettingsError(
+                "AsyncRelay",
+                [
+                    (
+                        "it works on an async_sessionmaker or an AsyncEngine, "
+                        f"not on {type(sessions).__name__!r} (or use Relay)"
+                    )
+                ],
+            )
+        factory: Callable[[], AsyncSession] = (
+            async_sessionmaker(sessions, expire_on_commit=False)
+            if isinstance(sessions, AsyncEngine)
+            else sessions
+        )
+        engine = factory().sync_session.get_bind(clause=clause_for(tables.outbox))
+        check_engine("AsyncRelay", engine)
+        assert isinstance(engine, Engine)
+        self._drain_timeout = drain_timeout.total_seconds()
+        self._board = AsyncBoard()
+        self._error: BaseException | None = None
+        self._ended = asyncio.Event()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._tasks: list[asyncio.Task[None]] = []
+        watermark = AsyncWatermark(tables)
+        hands = AsyncHands()
+        handlers = subscriptions_of("AsyncRelay", bus)
+        wanted = [settings for _, settings in handlers]
+        self._watcher = AsyncWatcher(
+            AsyncEngine(engine), tables, [str(settings.name) for settings in wanted], self._board, poll=poll
+        )
+        self._housekeeper = AsyncHousekeeper(
+            factory, tables, wanted, watermark, self._board, retention=retention
+        )
+        self._stations = [
+            AsyncStation(
+                AsyncWorker(
+                    bus,
+                    handler,
+                    settings,
+                    partition,
+                    tables=tables,
+                    watermark=watermark,
+                    lease=lease,
+                    stop=self._board.stop,
+                    hands=hands,
+                ),
+                factory,
+                tables,
+                self._board,
+            )
+            for handler, settings in handlers
+            for partition in range(settings.partitions)
+        ]
+
+    async def run(self) -> None:
+        """Deliver until `stop()`, SIGTERM or SIGINT; then finish what is in hand (G11).
+
+        The first signal drains: what is still in hand after `drain_timeout` is cancelled, and `SystemExit(1)` raised. The
+        second ends the process at once, with 128 + its number. In a thread other than the main one signals are left
+        alone. Cancelling it cancels what is in hand.
+
+        Raises: WiringError if the set-up is wrong; what a handler raised to end the process (SystemExit).
+        """
+        with stopping_on_signals(self.stop):
+            self._start()
+            try:
+                await self._ended.wait()
+                drained = await self._drain()
+            finally:
+                await self._cancel()
+        if self._error is not None:
+            raise self._error
+        if not drained:
+            raise SystemExit(1)
+
+    def stop(self) -> None:
+        """Ask it to finish what is in hand and end; returns at once. Any thread may call it, also twice."""
+        self._board.ask_to_stop()
+        loop = self._loop
+        if loop is not None and not loop.is_closed():
+            loop.call_soon_threadsafe(self._ended.set)
+
+    async def __aenter__(self) -> AsyncRelay:
+        self._start()
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        self.stop()
+        try:
+            await self._drain()
+        finally:
+            await self._cancel()
+
+    async def wait_until_idle(self, timeout: float = 10.0) -> None:  # noqa: ASYNC109
+        """Wait until everything that was committed before is delivered, or has failed and waits for its next attempt.
+
+        For tests. Partitions that another worker has, and those that are paused, are not waited for. `timeout` is in seconds.
+
+        Raises: TimeoutError; what has stopped the relay.
+        """
+        ring = self._board.ring()
+        idle = await self._board.wait(lambda: all(each.is_quiet(ring) for each in self._stations), timeout)
+        if self._error is not None:
+            raise self._error
+        if not idle:
+            raise TimeoutError(f"the relay is not idle after {timeout} s: {self.health()}")
+
+    def health(self) -> Health:
+        """Say how it is; reads nothing from the database."""
+        live = bool(self._tasks) and not any(task.done() for task in self._tasks)
+        return health_of(self._board, self._stations, live=live, error=self._error)
+
+    # --- tasks ----------------------------------------------------------------------------------------------------
+
+    def _start(self) -> None:
+        if self._tasks:
+            raise WiringError("a relay is started once (make another one)")
+        self._loop = asyncio.get_running_loop()
+        bells.hang(self._board.ring)
+        parts: list[tuple[str, Callable[[], Awaitable[None]]]] = [
+            ("watcher", self._watcher.watch),
+            ("housekeeper", self._housekeeper.keep),
+            *((str(station), station.serve) for station in self._stations),
+        ]
+        self._tasks = [
+            asyncio.create_task(self._guarded(part), name=f"message_bus relay {name}") for name, part in parts
+        ]
+
+    async def _guarded(self, part: Callable[[], Awaitable[None]]) -> None:
+        try:
+            await part()
+        except asyncio.CancelledError:
+            raise
+        except BaseException as error:
+            if self._error is None:
+                self._error = error
+            logger.critical("the relay stops: %s", error or type(error).__name__, exc_info=error)
+            self.stop()
+
+    async def _drain(self) -> bool:
+        """Wait for the tasks; False if one is still at it after `drain_timeout`."""
+        bells.take_down(self._board.ring)
+        _, left = await asyncio.wait(self._tasks, timeout=self._drain_timeout)
+        if left:
+            logger.error(
+                "not done after %.0f s, given up: %s; what they hold expires, others take over",
+                self._drain_timeout,
+                ", ".join(sorted(task.get_name() for task in left)),
+            )
+        return not left
+
+    async def _cancel(self) -> None:
+        bells.take_down(self._board.ring)
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
