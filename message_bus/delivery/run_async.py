@@ -219,13 +219,12 @@ class AsyncRun(AsyncAttempts):
     async def _recover(self, interrupted: Interrupted, *, final: bool) -> None:
         """After an outage: read where we stand and go on, or stop if it does not pass. Raises LeaseLost."""
         if final or not interrupted.database:
+            extra = {"subscription": self._settings.name}
+            said = type(interrupted.error).__name__
             logger.warning(
-                "subscription %r stops for now: out of reach: %s",
-                self._settings.name,
-                type(interrupted.error).__name__,
-                exc_info=interrupted.error,
-                extra={"subscription": self._settings.name},
+                "subscription %r stops for now: out of reach: %s", self._settings.name, said, extra=extra
             )
+            logger.debug("what is out of reach", exc_info=interrupted.error, extra=extra)
             self._tally.unavailable = True
             return
         self._reader.forget()

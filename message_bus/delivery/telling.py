@@ -8,6 +8,7 @@ from typing import Any
 from message_bus.delivery.jobs import Job
 from message_bus.delivery.subscription import Subscription
 from message_bus.delivery.verdicts import Dead, Retry
+from message_bus.errors import MessageDecodeError, UnknownMessageType
 from message_bus.messages.message import Event
 
 logger = logging.getLogger("message_bus.delivery")
@@ -25,12 +26,13 @@ def log_verdict(settings: Subscription, job: Job, verdict: Retry | Dead, error: 
     match verdict:
         case Retry(delay=delay):
             logger.warning(
-                "%s failed in subscription %r at attempt %d, again in %.1f s: %s",
+                "%s %s failed in subscription %r at attempt %d, again in %.1f s: %s",
                 job.message.message,
+                job.message.id,
                 settings.name,
                 job.attempts + 1,
                 delay.total_seconds(),
-                type(error).__name__,
+                _said(error),
                 extra=extra,
             )
         case Dead(reason=reason):
@@ -56,6 +58,12 @@ def log_crash(settings: Subscription, position: int, message: str | None, verdic
         else "the worker died with it in hand",
         extra={"subscription": settings.name, "position": position, "message_type": message},
     )
+
+
+def _said(error: Exception) -> str:
+    """The error's type; its text only if it is one of ours, which hold no values."""
+    name = type(error).__name__
+    return f"{name}: {error}" if isinstance(error, UnknownMessageType | MessageDecodeError) else name
 
 
 def handlers_of(handler: Any, message_name: str) -> str:

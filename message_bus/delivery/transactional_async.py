@@ -81,7 +81,7 @@ class AsyncTransactionalRun(AsyncRun):
     async def _one_by_one(self, jobs: Sequence[Job], blocked: set[str], *, to: int) -> int:
         await self._lease.reload(self._session)  # the commit may have happened, and its answer been lost (S1)
         for number, job in enumerate(jobs, 1):
-            if number > 1 and not self._goes_on():
+            if self._lease.outdated or (number > 1 and not self._goes_on()):
                 return number - 1
             if job.position <= self._lease.at.position:
                 continue

@@ -266,6 +266,7 @@ def test_a_password_is_never_printed(app: str, debug: list[str]) -> None:
 
 
 @pytest.mark.sqlite
+@pytest.mark.usefixtures("tables")
 def test_debug_shows_where_the_application_failed(database_url: sa.URL) -> None:
     """--debug prints the application's own traceback before the line."""
     done = run("raises", database_url, "--debug")
