@@ -12,6 +12,8 @@ VENV := .venv
 VENV_SA20 := .venv-sa20
 BIN := $(VENV)/bin
 PYTEST_FLAGS := -q -n $(JOBS) --dist worksteal
+BENCHES := tests.architecture.bench_import tests.messages.bench_codec tests.bus.bench_dispatch \
+  tests.late_writing.bench_writing tests.relay.bench_relay
 STORAGE_TESTS := $(wildcard tests/storage tests/late_writing tests/watermark tests/delivery tests/demo)
 EXTRAS := postgres,asyncpg,sqlite-async
 
@@ -45,11 +47,9 @@ faults: $(VENV)/.test  ## Kill processes and servers in the middle of work, many
 load: $(VENV)/.test  ## Write and read at full speed for a while: nothing lost, nothing twice
 	$(BIN)/python -m pytest -m load -s --timeout 1800 $(TESTS) $(ARGS)
 
-bench: $(VENV)/.test  ## Measure against floors taken in the same run
-	$(BIN)/python -m tests.architecture.bench_import
-	$(BIN)/python -m tests.messages.bench_codec
-	$(BIN)/python -m tests.bus.bench_dispatch
-	$(BIN)/python -m tests.late_writing.bench_writing $(ARGS)
+bench: $(VENV)/.test  ## Measure against floors taken in the same run (BENCHES=module ARGS='...': one of them)
+	@missed=0; for bench in $(BENCHES); do echo; echo "== $$bench"; $(BIN)/python -m $$bench $(ARGS) || missed=1; done; \
+	  exit $$missed
 
 check: check-format check-lint check-twins check-imports check-mypy check-pyright  ## All checks (-k: go on after one)
 

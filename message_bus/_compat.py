@@ -217,25 +217,87 @@ AsyncCondition = asyncio.Condition
 Condition = threading.Condition
 
 
-def time_limit_async(span: timedelta | None) -> asyncio.Timeout:
-    """`async with time_limit_async(span) as limit`: what takes longer is cancelled, and `limit.expired()`."""
-    return asyncio.timeout(None if span is None else span.total_seconds())
+class TimeIsUp(Exception):
+    """What was called took too long; its cause is what it raised, if it raised something."""
 
 
-def time_limit(span: timedelta | None) -> Unlimited:
-    """The same for threads, which nobody can cancel: nothing ever expires."""
-    return Unlimited()
+async def answer_within_async(span: timedelta | None, function: Callable[..., Any], *args: Any) -> Any:
+    """Call it and await what it returns, if that can be; what takes longer is cancelled. Raises: TimeIsUp."""
+    if span is None:
+        return await result_of_async(function(*args))
+    limit = asyncio.timeout(span.total_seconds())
+    try:
+        async with limit:
+            answer = await result_of_async(function(*args))
+    except Exception as error:
+        if limit.expired():
+            raise TimeIsUp from error
+        raise
+    if limit.expired():  # it has caught the cancellation and gone on
+        raise TimeIsUp
+    return answer
 
 
-class Unlimited:
-    """A limit that does not expire."""
+def answer_within(span: timedelta | None, function: Callable[..., Any], *args: Any) -> Any:
+    """Call it; a thread cannot be cancelled, so it takes as long as it takes."""
+    answer = function(*args)
+    return answer if answer is None else result_of(answer)
 
-    def __enter__(self) -> Unlimited:
+
+def stall_watch_async() -> StallWatch:
+    """`with stall_watch_async() as stall`: has the event loop stood still since the last time? `stall.take()` seconds."""
+    return StallWatch(asyncio.get_running_loop())
+
+
+def stall_watch() -> NoStall:
+    """The same for threads, which block nobody but themselves."""
+    return NoStall()
+
+
+class StallWatch:
+    """Sets a timer again and again, and sees how late it rings."""
+
+    interval = 1.0
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._seconds = 0.0
+        self._loop = loop
+
+    def __enter__(self) -> StallWatch:
+        self._set()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._timer.cancel()
+
+    def take(self) -> float:
+        """For how long at most it has stood still since this was asked for the last time; nearly free."""
+        late = self._loop.time() - self._timer.when()
+        if late <= 0.0 and not self._seconds:
+            return 0.0
+        found, self._seconds = max(self._seconds, late), 0.0
+        if late > 0.0:  # it has not rung yet: once is enough
+            self._timer.cancel()
+            self._set()
+        return found
+
+    def _set(self) -> None:
+        self._timer = self._loop.call_later(self.interval, self._ring)
+
+    def _ring(self) -> None:
+        self._seconds = max(self._seconds, self._loop.time() - self._timer.when())
+        self._set()
+
+
+class NoStall:
+    """Nothing stands still."""
+
+    def __enter__(self) -> NoStall:
         return self
 
     def __exit__(self, *exc: object) -> None:
         pass
 
-    def expired(self) -> bool:
-        """Return False."""
-        return False
+    def take(self) -> float:
+        """Return 0."""
+        return 0.0

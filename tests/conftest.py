@@ -3,7 +3,10 @@
 One throw-away PostgreSQL server serves a whole run (its controller owns it); each worker of a parallel run has a
 database of its own, each test a schema of its own, found through `search_path`. SQLite is a file in `tmp_path`.
 `engine` and `async_engine` of one test reach the same database. A test that leaves a connection checked out, a
-prepared transaction, a task or a thread behind fails.
+transaction, a prepared one, a task or a thread behind fails.
+
+What happens around a test (its schema, the message_bus tables, the looking after) goes through one connection that a
+worker keeps, and the tables are made from a script: thousands of tests need them, and `create_all` has its own.
 """
 
 from __future__ import annotations
@@ -11,8 +14,12 @@ from __future__ import annotations
 import asyncio
 import inspect
 import os
+import shutil
+import sys
 import threading
 from collections.abc import AsyncIterator, Iterator
+from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import Any, Final
 from uuid import uuid4
@@ -23,6 +30,7 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
 from sqlalchemy.orm import Session, sessionmaker
 
+from message_bus.storage.sqlite import configure_sqlite
 from message_bus.storage.tables import MessageBusTables
 from tests.servers import PostgreSQL, ServerNotAvailable
 from tests.waiting import wait_until
@@ -31,6 +39,10 @@ IN_CI: Final = os.environ.get("CI", "") not in ("", "0", "false")
 GIVEN_URL: Final = os.environ.get("MESSAGE_BUS_TEST_POSTGRESQL_URL")
 ASYNC_BACKENDS: Final = {"sqlite": ("aiosqlite",), "postgresql": ("psycopg", "asyncpg")}
 _SERVER = pytest.StashKey[PostgreSQL]()
+
+# tests start hundreds of processes: compiling everything anew would be a third of the work of each
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 
 hypothesis.settings.register_profile("local", deadline=None)
 hypothesis.settings.register_profile("ci", deadline=None, derandomize=True, print_blob=True)
@@ -154,41 +166,58 @@ def sqlite_path(tmp_path: Path) -> Path:
     return tmp_path / "test.db"
 
 
+@pytest.fixture(scope="session")
+def administration(postgresql_url: sa.URL) -> Iterator[sa.Engine]:
+    """What happens around the tests in this worker's database: one connection, made anew if a test has ended it."""
+    settings = "-csynchronous_commit=off -cclient_min_messages=warning"
+    engine = sa.create_engine(
+        _with_options(postgresql_url, settings), pool_size=1, max_overflow=0, pool_pre_ping=True,
+        isolation_level="AUTOCOMMIT", execution_options={"no_parameters": True},
+    )  # fmt: skip
+    yield engine
+    engine.dispose()
+
+
 @pytest.fixture
-def schema(postgresql_url: sa.URL) -> Iterator[str]:
+def schema(administration: sa.Engine) -> Iterator[str]:
     """The name of a fresh PostgreSQL schema; gone, with all that is in it, after the test."""
     name = f"test_{uuid4().hex[:12]}"
-    engine = sa.create_engine(postgresql_url, poolclass=sa.NullPool, isolation_level="AUTOCOMMIT")
-    with engine.connect() as connection:
-        connection.exec_driver_sql("SET synchronous_commit = off")
+    with administration.connect() as connection:
         connection.exec_driver_sql(f"CREATE SCHEMA {name}")
     yield name
-    with engine.connect() as connection:
-        connection.exec_driver_sql("SET synchronous_commit = off")
-        connection.exec_driver_sql("SET client_min_messages = warning")
-        left = _clean_up(connection)
+    with administration.connect() as connection:
+        left = clean_up(connection)
         connection.exec_driver_sql(f"DROP SCHEMA IF EXISTS {name} CASCADE")
     assert not left, f"the test left behind: {left}"
 
 
-def _clean_up(connection: sa.Connection) -> list[str]:
-    """End whatever transaction is still open in this worker's database, and say what there was."""
-    prepared = connection.execute(
-        sa.text("SELECT gid FROM pg_prepared_xacts WHERE database = current_database()")
-    ).scalars()
+def clean_up(connection: sa.Connection, *, patience: float = 2.0) -> list[str]:
+    """End whatever transaction is still open in this worker's database, and say what there was.
+
+    A client that is gone may have left its transaction to a server process that has not noticed yet: it is waited for.
+    """
+    with suppress(AssertionError):
+        wait_until(lambda: not _open_transactions(connection), timeout=patience)
     left: list[str] = []
-    for gid in prepared.all():
-        connection.execute(sa.text(f"ROLLBACK PREPARED '{gid}'"))
-        left.append(f"prepared transaction {gid!r}")
-    sessions = connection.execute(
-        sa.text(
-            "SELECT pid, state, query, pg_terminate_backend(pid, 5000) FROM pg_stat_activity"
+    for gid, pid, what in _open_transactions(connection):
+        if gid is not None:
+            connection.exec_driver_sql(f"ROLLBACK PREPARED '{gid}'")
+        else:
+            connection.exec_driver_sql(f"SELECT pg_terminate_backend({pid}, 5000)")
+        left.append(what)
+    return left
+
+
+def _open_transactions(connection: sa.Connection) -> list[Any]:
+    return list(
+        connection.exec_driver_sql(
+            "SELECT gid, NULL AS pid, format('prepared transaction %L', gid) AS what"
+            " FROM pg_prepared_xacts WHERE database = current_database() UNION ALL"
+            " SELECT NULL, pid, format('session %s, %s, last query %L', pid, state, query) FROM pg_stat_activity"
             " WHERE datname = current_database() AND pid <> pg_backend_pid() AND xact_start IS NOT NULL"
             " AND backend_type = 'client backend'"
         )
     )
-    left += [f"session {row.pid}, {row.state}, last query {row.query!r}" for row in sessions]
-    return left
 
 
 @pytest.fixture
@@ -197,12 +226,11 @@ def database_url(request: pytest.FixtureRequest, backend: str) -> sa.URL:
     if backend == "sqlite":
         return sa.URL.create("sqlite", database=str(request.getfixturevalue("sqlite_path")))
     url: sa.URL = request.getfixturevalue("postgresql_url")
-    return _on_search_path(url, request.getfixturevalue("schema"))
+    return _with_options(url, f"-csearch_path={request.getfixturevalue('schema')}")
 
 
-def _on_search_path(url: sa.URL, schema: str) -> sa.URL:
-    given = url.query.get("options", "")
-    return url.update_query_dict({"options": f"{given} -csearch_path={schema}".strip()})
+def _with_options(url: sa.URL, options: str) -> sa.URL:
+    return url.update_query_dict({"options": f"{url.query.get('options', '')} {options}".strip()})
 
 
 @pytest.fixture
@@ -210,8 +238,6 @@ def engine(database_url: sa.URL) -> Iterator[sa.Engine]:
     """A sync engine on the test's own database, with a pool; a connection still checked out at the end is an error."""
     made = sa.create_engine(database_url)
     if made.dialect.name == "sqlite":
-        from message_bus.storage.sqlite import configure_sqlite
-
         configure_sqlite(made)
     yield made
     left = _checked_out(made.pool)
@@ -223,8 +249,6 @@ def engine(database_url: sa.URL) -> Iterator[sa.Engine]:
 async def async_engine(request: pytest.FixtureRequest, async_backend: str) -> AsyncIterator[AsyncEngine]:
     """The same for asyncio; in one test it reaches the same database as `engine`. A task left running is an error."""
     if async_backend == "aiosqlite":
-        from message_bus.storage.sqlite import configure_sqlite
-
         path = request.getfixturevalue("sqlite_path")
         made = create_async_engine(sa.URL.create("sqlite+aiosqlite", database=str(path)))
         configure_sqlite(made)
@@ -232,7 +256,7 @@ async def async_engine(request: pytest.FixtureRequest, async_backend: str) -> As
         url: sa.URL = request.getfixturevalue("postgresql_url")
         schema: str = request.getfixturevalue("schema")
         if async_backend == "psycopg":
-            made = create_async_engine(_on_search_path(url, schema))
+            made = create_async_engine(_with_options(url, f"-csearch_path={schema}"))
         else:
             made = create_async_engine(
                 url.set(drivername="postgresql+asyncpg"),
@@ -248,26 +272,65 @@ def _checked_out(pool: sa.Pool) -> int:
     return pool.checkedout() if isinstance(pool, sa.QueuePool) else 0
 
 
+TABLES: Final = MessageBusTables()
+"""One object for all tests, as in applications: what is made of it once (its statements, say) is made once."""
+
+
 @pytest.fixture
-def tables(engine: sa.Engine) -> MessageBusTables:
+def tables(request: pytest.FixtureRequest, engine: sa.Engine) -> MessageBusTables:
     """The message_bus tables under their default names, made in the test's own database."""
-    made = MessageBusTables()
-    _create(made, engine)
-    return made
+    request.getfixturevalue(f"_tables_on_{engine.dialect.name}")
+    return TABLES
 
 
 @pytest.fixture
-async def async_tables(async_engine: AsyncEngine) -> MessageBusTables:
+async def async_tables(request: pytest.FixtureRequest, async_engine: AsyncEngine) -> MessageBusTables:
     """The same for a test with `async_engine`."""
-    made = MessageBusTables()
-    async with async_engine.begin() as connection:
-        await connection.run_sync(made.create_all)
-    return made
+    request.getfixturevalue(f"_tables_on_{async_engine.dialect.name}")
+    return TABLES
 
 
-def _create(tables: MessageBusTables, engine: sa.Engine) -> None:
-    with engine.begin() as connection:
-        tables.create_all(connection)
+@pytest.fixture
+def _tables_on_postgresql(administration: sa.Engine, schema: str) -> None:
+    with administration.connect() as connection:
+        connection.exec_driver_sql(
+            f"BEGIN; SET LOCAL search_path = {schema}; {script_for(TABLES.metadata)}; COMMIT"
+        )
+
+
+@cache
+def script_for(metadata: sa.MetaData) -> str:
+    """What `create_all` does in an empty PostgreSQL database, as a script."""
+    statements: list[str] = []
+
+    def note(statement: Any, *args: object, **options: object) -> None:
+        statements.append(str(statement.compile(dialect=mock.dialect)))
+
+    # the driver's own style of parameters would double each %
+    mock = sa.create_mock_engine("postgresql+psycopg://", note, paramstyle="named")
+    metadata.create_all(mock, checkfirst=False)
+    return "; ".join(statements)
+
+
+@pytest.fixture
+def _tables_on_sqlite(sqlite_path: Path, _sqlite_with_tables: Path) -> None:
+    if sqlite_path.exists():
+        _create_in(sqlite_path)
+    else:
+        shutil.copyfile(_sqlite_with_tables, sqlite_path)
+
+
+@pytest.fixture(scope="session")
+def _sqlite_with_tables(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("tables") / "test.db"
+    _create_in(path)
+    return path
+
+
+def _create_in(path: Path) -> None:
+    engine = configure_sqlite(sa.create_engine(sa.URL.create("sqlite", database=str(path))))
+    TABLES.create_all(engine)
+    engine.dispose()
 
 
 @pytest.fixture

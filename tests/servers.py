@@ -82,6 +82,23 @@ class PostgreSQL:
         """What the server has logged so far (fatal errors and worse)."""
         return (self.directory / "log").read_text(errors="replace")
 
+    def stop(self) -> None:
+        """Stop it hard, as if its machine had lost power: no checkpoint, connections just end. Return when it is down."""
+        self._order("stop")
+
+    def start_again(self) -> None:
+        """Start it after a `stop`; it recovers what was committed. Return when it answers."""
+        self._order("start")
+
+    def _order(self, word: str) -> None:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(f"{word}\n")
+        self._process.stdin.flush()
+        answer = self._process.stdout.readline().strip()
+        if answer != "done":
+            raise ServerNotAvailable(f"the server did not {word}: {answer or 'no answer'}")
+
     def remove(self) -> None:
         """Stop the server and remove its directory; return when both are gone."""
         assert self._process.stdin is not None
@@ -133,6 +150,13 @@ class _Supervisor:
                  "--auth=trust", "--encoding=UTF8", "--locale=C", f"--pgdata={self.data}"],
                 check=True, stdin=subprocess.DEVNULL, stdout=log, stderr=log, **self._as_user(),
             )  # fmt: skip
+        self.run()
+
+    def run(self) -> None:
+        (self.data / "postmaster.pid").unlink(
+            missing_ok=True
+        )  # that of a killed server says "ready" for ever
+        with (self.directory / "log").open("ab") as log:
             options = [part for name, value in self.settings.items() for part in ("-c", f"{name}={value}")]
             self.server = subprocess.Popen(
                 [self.binaries / "postgres", "-D", self.data, *options],
@@ -146,14 +170,23 @@ class _Supervisor:
                 raise ServerNotAvailable(f"the server was not ready after {_START_TIMEOUT} s")
             time.sleep(0.01)
 
-    def remove(self) -> None:
+    def obey(self, word: str) -> None:
+        if word == "stop":
+            self.stop()
+        else:
+            self.run()
+
+    def stop(self) -> None:
         if self.server is not None and self.server.poll() is None:
-            self.server.send_signal(signal.SIGQUIT)  # immediate: the data is thrown away, so no checkpoint
+            self.server.send_signal(signal.SIGQUIT)  # immediate: no checkpoint
             try:
                 self.server.wait(_STOP_TIMEOUT / 2)
             except subprocess.TimeoutExpired:
                 self.server.kill()
                 self.server.wait()
+
+    def remove(self) -> None:
+        self.stop()
         shutil.rmtree(self.directory, ignore_errors=True)
 
     def _as_user(self) -> dict[str, Any]:
@@ -215,7 +248,13 @@ def _supervise(version: int, settings: dict[str, str]) -> None:
             print(f"{error}: {' | '.join(log.splitlines()[-5:])}", flush=True)
             raise SystemExit(1) from error
         print(f"ready {supervisor.directory}", flush=True)
-        sys.stdin.read()  # returns when the creator closes the pipe, or has died
+        for line in sys.stdin:  # ends when the creator closes the pipe, or has died
+            try:
+                supervisor.obey(line.strip())
+            except ServerNotAvailable as error:
+                print(error, flush=True)
+            else:
+                print("done", flush=True)
     finally:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         supervisor.remove()

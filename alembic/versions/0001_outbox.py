@@ -94,6 +94,7 @@ def upgrade() -> None:
             server_default=sa.text("0"),
             comment="of dropped subscriptions",
         ),
+        sa.Column("asleep_until", instant, comment="until then writers notify: a relay waits for it"),
         sa.PrimaryKeyConstraint("log", name=f"{prefix}log_pkey"),
         schema=schema,
     )

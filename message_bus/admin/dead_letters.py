@@ -22,7 +22,7 @@ from sqlalchemy.engine import Connection
 from sqlalchemy.orm import Session, scoped_session
 
 from message_bus._compat import on_sync_session
-from message_bus.admin.ground import refuse_autocommit
+from message_bus.admin.ground import refuse_autocommit, refuse_hidden
 from message_bus.admin.letters import (
     COLOURS,
     Action,
@@ -30,9 +30,11 @@ from message_bus.admin.letters import (
     DeadLetter,
     DeadLetterReport,
     Selection,
+    State,
     delays,
     refuse_numbers,
     refuse_unclear,
+    states_of,
     stored,
 )
 from message_bus.errors import SettingsError, WiringError, names_of
@@ -89,20 +91,25 @@ class DeadLetters:
         limit: int | None = 100,
         after: DeadLetter | None = None,
         payload: bool = False,
+        state: State = "dead",
     ) -> Letters:
         """Return the first `limit` letters, in position order; `after`: those behind this one, the last of the page before.
 
-        Payload and meta are read only with `payload=True`.
+        Payload and meta are read only with `payload=True`. `state`: "retrying", "held", "trying" or "all" shows what is
+        not given up: to look at only, nothing can be decided about it.
 
         Raises: SettingsError for a selection that says nothing sensible (a naive time, an id that is no UUID).
         """
         refuse_numbers("list", limit=limit)
+        self._refuse_hidden()
         selection = Selection(
             subscription=subscription, ids=ids, message=message, error=error, since=since, until=until
         )
         behind = None if after is None else (after.position, after.subscription)
         rows = self.session.execute(
-            statements.letters(self.tables, selection, payload=payload, after=behind, limit=limit)
+            statements.letters(
+                self.tables, selection, payload=payload, states=states_of(state), after=behind, limit=limit
+            )
         )
         return [_letter_of(row) for row in rows]
 
@@ -132,12 +139,14 @@ class DeadLetters:
         error: str | None = None,
         since: datetime | None = None,
         until: datetime | None = None,
+        state: State = "dead",
     ) -> int:
-        """Count the letters that are selected. Raises: SettingsError as `list` does."""
+        """Count the letters that are selected, in this state as for `list`. Raises: SettingsError as `list` does."""
         selection = Selection(
             subscription=subscription, ids=ids, message=message, error=error, since=since, until=until
         )
-        found = self.session.execute(statements.count_letters(self.tables, selection))
+        self._refuse_hidden()
+        found = self.session.execute(statements.count_letters(self.tables, selection, states_of(state)))
         return int(found.scalar_one())
 
     def replay(
@@ -186,13 +195,7 @@ class DeadLetters:
                     for row, delay in zip(found, delays(len(found), per_second), strict=True)
                 ],
             )
-            self._write(
-                statements.note_decision(self.tables),
-                [
-                    {"of_subscription": name, "part": partition}
-                    for name, partition in sorted({(row.subscription, row.partition) for row in found})
-                ],
-            )
+            self._tell_owners(found)
         return _reported("replay", found, left=len(left), by=by, dry_run=dry_run)
 
     def discard(
@@ -230,10 +233,25 @@ class DeadLetters:
                 statements.discard_letter(self.tables),
                 [{"of_subscription": row.subscription, "at_position": row.position} for row in found],
             )
+            self._tell_owners(found)  # what was held behind it may go on
         return _reported("discard", found, by=by, dry_run=dry_run)
+
+    def _tell_owners(self, found: Sequence[Row[Any]]) -> None:
+        """Let the workers of these partitions see that something was decided, also while they wait."""
+        parts = {(row.subscription, row.partition) for row in found if row.partition is not None}
+        if parts:
+            self._write(
+                statements.note_decision(self.tables),
+                [{"of_subscription": name, "part": partition} for name, partition in sorted(parts)],
+            )
+
+    def _refuse_hidden(self) -> None:
+        session: Any = self.session
+        on_sync_session(session, refuse_hidden, self.tables)
 
     def _lock(self, selection: Selection, letters: Given | None, *, dry_run: bool) -> Sequence[str]:
         """Which subscriptions are concerned; their checkpoint rows are locked now, unless it is a dry run (S3)."""
+        self._refuse_hidden()
         if letters is not None:
             names: Sequence[str] = sorted({letter.subscription for letter in letters})
         else:

@@ -20,7 +20,7 @@ from sqlalchemy import Row
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession, async_scoped_session
 
 from message_bus._compat import on_sync_session_async
-from message_bus.admin.ground import refuse_autocommit
+from message_bus.admin.ground import refuse_autocommit, refuse_hidden
 from message_bus.admin.letters import (
     COLOURS,
     Action,
@@ -28,9 +28,11 @@ from message_bus.admin.letters import (
     DeadLetter,
     DeadLetterReport,
     Selection,
+    State,
     delays,
     refuse_numbers,
     refuse_unclear,
+    states_of,
     stored,
 )
 from message_bus.errors import SettingsError, WiringError, names_of
@@ -87,20 +89,25 @@ class AsyncDeadLetters:
         limit: int | None = 100,
         after: DeadLetter | None = None,
         payload: bool = False,
+        state: State = "dead",
     ) -> Letters:
         """Return the first `limit` letters, in position order; `after`: those behind this one, the last of the page before.
 
-        Payload and meta are read only with `payload=True`.
+        Payload and meta are read only with `payload=True`. `state`: "retrying", "held", "trying" or "all" shows what is
+        not given up: to look at only, nothing can be decided about it.
 
         Raises: SettingsError for a selection that says nothing sensible (a naive time, an id that is no UUID).
         """
         refuse_numbers("list", limit=limit)
+        await self._refuse_hidden()
         selection = Selection(
             subscription=subscription, ids=ids, message=message, error=error, since=since, until=until
         )
         behind = None if after is None else (after.position, after.subscription)
         rows = await self.session.execute(
-            statements.letters(self.tables, selection, payload=payload, after=behind, limit=limit)
+            statements.letters(
+                self.tables, selection, payload=payload, states=states_of(state), after=behind, limit=limit
+            )
         )
         return [_letter_of(row) for row in rows]
 
@@ -130,12 +137,14 @@ class AsyncDeadLetters:
         error: str | None = None,
         since: datetime | None = None,
         until: datetime | None = None,
+        state: State = "dead",
     ) -> int:
-        """Count the letters that are selected. Raises: SettingsError as `list` does."""
+        """Count the letters that are selected, in this state as for `list`. Raises: SettingsError as `list` does."""
         selection = Selection(
             subscription=subscription, ids=ids, message=message, error=error, since=since, until=until
         )
-        found = await self.session.execute(statements.count_letters(self.tables, selection))
+        await self._refuse_hidden()
+        found = await self.session.execute(statements.count_letters(self.tables, selection, states_of(state)))
         return int(found.scalar_one())
 
     async def replay(
@@ -184,13 +193,7 @@ class AsyncDeadLetters:
                     for row, delay in zip(found, delays(len(found), per_second), strict=True)
                 ],
             )
-            await self._write(
-                statements.note_decision(self.tables),
-                [
-                    {"of_subscription": name, "part": partition}
-                    for name, partition in sorted({(row.subscription, row.partition) for row in found})
-                ],
-            )
+            await self._tell_owners(found)
         return _reported("replay", found, left=len(left), by=by, dry_run=dry_run)
 
     async def discard(
@@ -228,10 +231,25 @@ class AsyncDeadLetters:
                 statements.discard_letter(self.tables),
                 [{"of_subscription": row.subscription, "at_position": row.position} for row in found],
             )
+            await self._tell_owners(found)  # what was held behind it may go on
         return _reported("discard", found, by=by, dry_run=dry_run)
+
+    async def _tell_owners(self, found: Sequence[Row[Any]]) -> None:
+        """Let the workers of these partitions see that something was decided, also while they wait."""
+        parts = {(row.subscription, row.partition) for row in found if row.partition is not None}
+        if parts:
+            await self._write(
+                statements.note_decision(self.tables),
+                [{"of_subscription": name, "part": partition} for name, partition in sorted(parts)],
+            )
+
+    async def _refuse_hidden(self) -> None:
+        session: Any = self.session
+        await on_sync_session_async(session, refuse_hidden, self.tables)
 
     async def _lock(self, selection: Selection, letters: Given | None, *, dry_run: bool) -> Sequence[str]:
         """Which subscriptions are concerned; their checkpoint rows are locked now, unless it is a dry run (S3)."""
+        await self._refuse_hidden()
         if letters is not None:
             names: Sequence[str] = sorted({letter.subscription for letter in letters})
         else:

@@ -14,7 +14,7 @@ from sqlalchemy.orm import Session, scoped_session
 
 from message_bus._compat import on_sync_session
 from message_bus.admin.checks import run_checks
-from message_bus.admin.findings import STOPPERS, Finding, of_subscriptions
+from message_bus.admin.findings import Finding, keeps_from_asking, of_subscriptions
 from message_bus.admin.ground import on_connection
 from message_bus.admin.subscriptions import Subscriptions
 from message_bus.repositories.targets import DEFAULT_TABLES
@@ -38,7 +38,7 @@ def doctor(
     subscriptions = Subscriptions(session, tables=tables)
     target: Any = subscriptions.session
     found: Findings = on_sync_session(target, on_connection, tables, run_checks, tables)
-    if not any(each.code in STOPPERS for each in found):
+    if not any(keeps_from_asking(each) for each in found):
         now = target.execute(select(utc_now())).scalar_one()
         found += of_subscriptions(subscriptions.list(), now)
     return sorted(found, key=lambda finding: finding.severity != "error")

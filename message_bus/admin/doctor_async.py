@@ -12,7 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession, async_scoped_s
 
 from message_bus._compat import on_sync_session_async
 from message_bus.admin.checks import run_checks
-from message_bus.admin.findings import STOPPERS, Finding, of_subscriptions
+from message_bus.admin.findings import Finding, keeps_from_asking, of_subscriptions
 from message_bus.admin.ground import on_connection
 from message_bus.admin.subscriptions_async import AsyncSubscriptions
 from message_bus.repositories.targets import DEFAULT_TABLES
@@ -36,7 +36,7 @@ async def async_doctor(
     subscriptions = AsyncSubscriptions(session, tables=tables)
     target: Any = subscriptions.session
     found: Findings = await on_sync_session_async(target, on_connection, tables, run_checks, tables)
-    if not any(each.code in STOPPERS for each in found):
+    if not any(keeps_from_asking(each) for each in found):
         now = (await target.execute(select(utc_now()))).scalar_one()
         found += of_subscriptions(await subscriptions.list(), now)
     return sorted(found, key=lambda finding: finding.severity != "error")

@@ -24,6 +24,8 @@ OUR_DISTRIBUTION: Final = "sqlalchemy-message-bus"
 STOPPERS: Final = ("schema", "could-not-check")
 """After these the subscriptions are not asked for: the question could fail."""
 
+ROW_SECURITY: Final = "row-level-security"
+
 _WITH_REMEDY = re.compile(r"(?P<text>.*) \((?P<remedy>[^()]*(?:\([^()]*\)[^()]*)*)\)", re.DOTALL)
 
 
@@ -135,12 +137,17 @@ def of_row_security(names: Collection[tuple[str, bool]], role: str) -> Iterator[
     """Tables of ours with row-level security: (name, whether it applies to this role)."""
     for name, here in names:
         yield Finding(
-            code="row-level-security",
+            code=ROW_SECURITY,
             severity="error" if here else "warning",
             text=f"row-level security is on for table {name}"
             + (f" and hides rows from role {role!r}" if here else ", though not for this role"),
             remedy=f"run: ALTER TABLE {name} DISABLE ROW LEVEL SECURITY, or give the relay's role BYPASSRLS",
         )
+
+
+def keeps_from_asking(finding: Finding) -> bool:
+    """Whether the subscriptions are not to be asked for: that could fail, or show only half of them."""
+    return finding.code in STOPPERS or (finding.code == ROW_SECURITY and finding.severity == "error")
 
 
 def of_distributions(names: Collection[str]) -> Iterator[Finding]:

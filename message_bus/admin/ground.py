@@ -13,6 +13,9 @@ from sqlalchemy.orm import Session
 
 from message_bus.errors import UnsupportedDatabase
 from message_bus.storage.insert_dialects import database_of
+from message_bus.storage.logs import quoted_name
+from message_bus.storage.requirements import rows_hidden
+from message_bus.storage.status_statements import GUARDED
 from message_bus.storage.tables import MessageBusTables
 
 P = ParamSpec("P")
@@ -52,3 +55,18 @@ def refuse_autocommit(
             f"{what} in a transaction, but this connection is in AUTOCOMMIT "
             "(use an engine or session that is not set to isolation_level='AUTOCOMMIT')"
         )
+
+
+def refuse_hidden(target: Session | Connection, tables: MessageBusTables) -> None:
+    """Raise UnsupportedDatabase if a policy may hide rows of our tables from this role (W9): half of them misleads.
+
+    Asked for, not `SET row_security = off`: the transaction is the caller's, and so are policies on other tables.
+    """
+    connection = connection_of(target, tables)
+    if connection.dialect.name != "postgresql":
+        return
+    names = [quoted_name(connection, table) for table in tables.all]
+    guarded = connection.execute(GUARDED, {"names": names}).all()
+    faults = [rows_hidden(row.name, row.role) for row in guarded if row.here]
+    if faults:
+        raise UnsupportedDatabase(f"operators must see every row: {'; '.join(faults)}")

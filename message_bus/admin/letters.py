@@ -9,20 +9,23 @@ import json
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, get_args
 from uuid import UUID
 
 from message_bus.errors import SettingsError
 
 Action = Literal["replay", "discard"]
+State = Literal["dead", "retrying", "held", "trying", "all"]
 
 COLOURS: Final = "give sync ones to DeadLetters, async ones to AsyncDeadLetters"
 
 
 @dataclass(frozen=True, kw_only=True)
 class DeadLetter:
-    """A message that a subscription has given up.
+    """A message that a subscription has given up; if it was asked for, one that it still tries (`state`).
 
+    `state`: "dead", "retrying" (again at `next_attempt_at`, or with the next run), "held" (behind an earlier one of its
+    key) or "trying" (in hand, or was when its worker died). For these `failed_at` is when that was recorded.
     `position`: of the message in the outbox. `attempts`: how often it was tried. `failed_at`: when it died;
     `created_at`: when it was registered. `payload` and `meta` are there only if they were asked for, as they are
     stored: a payload may hold secrets.
@@ -44,6 +47,8 @@ class DeadLetter:
     created_at: datetime | None
     payload: Any = field(default=None, repr=False)
     meta: Any = field(default=None, repr=False)
+    state: str = "dead"
+    next_attempt_at: datetime | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,6 +157,16 @@ def refuse_unclear(
         )
     if selected and everything:
         raise SettingsError(action, ["everything=True contradicts a selection (leave one of them out)"])
+
+
+def states_of(state: State) -> tuple[str, ...]:
+    """The states that are meant. Raises SettingsError for one that there is not."""
+    *every, everything = get_args(State)
+    if state != everything and state not in every:
+        raise SettingsError(
+            "dead letters", [f"state {state!r} is unknown (use {', '.join(every)} or {everything})"]
+        )
+    return tuple(every) if state == everything else (state,)
 
 
 def refuse_numbers(subject: str, *, limit: int | None, per_second: float | None = None) -> None:

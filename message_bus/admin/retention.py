@@ -12,7 +12,7 @@ from datetime import timedelta
 from sqlalchemy.orm import Session
 
 from message_bus._compat import on_sync_session, plain_session
-from message_bus.admin.ground import refuse_autocommit
+from message_bus.admin.ground import refuse_autocommit, refuse_hidden
 from message_bus.delivery.housekeeping import prune as prune_batches
 from message_bus.delivery.ownership import refuse_unflushed
 from message_bus.errors import SettingsError
@@ -40,10 +40,12 @@ def prune(
     """
     if older_than < timedelta(0):
         raise SettingsError("prune", ["older_than must not be negative"])
+    if not dry_run:
+        refuse_unflushed(plain_session(session))
+    on_sync_session(session, refuse_hidden, tables)
     if dry_run:
         counted = session.execute(statements.count_prunable(tables), {"age": -older_than.total_seconds()})
         return int(counted.scalar_one())
-    refuse_unflushed(plain_session(session))
     on_sync_session(session, refuse_autocommit, tables, "old messages are removed")
     pruned = prune_batches(session, tables, older_than=older_than)
     logger.warning(

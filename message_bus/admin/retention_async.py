@@ -11,7 +11,7 @@ from datetime import timedelta
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from message_bus._compat import on_sync_session_async, plain_session_async
-from message_bus.admin.ground import refuse_autocommit
+from message_bus.admin.ground import refuse_autocommit, refuse_hidden
 from message_bus.delivery.housekeeping_async import prune_async as prune_batches_async
 from message_bus.delivery.ownership import refuse_unflushed
 from message_bus.errors import SettingsError
@@ -39,12 +39,14 @@ async def async_prune(
     """
     if older_than < timedelta(0):
         raise SettingsError("prune", ["older_than must not be negative"])
+    if not dry_run:
+        refuse_unflushed(plain_session_async(session))
+    await on_sync_session_async(session, refuse_hidden, tables)
     if dry_run:
         counted = await session.execute(
             statements.count_prunable(tables), {"age": -older_than.total_seconds()}
         )
         return int(counted.scalar_one())
-    refuse_unflushed(plain_session_async(session))
     await on_sync_session_async(session, refuse_autocommit, tables, "old messages are removed")
     pruned = await prune_batches_async(session, tables, older_than=older_than)
     logger.warning(

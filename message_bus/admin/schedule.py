@@ -18,7 +18,7 @@ from sqlalchemy.orm import Session, scoped_session
 
 from message_bus._compat import on_sync_session
 from message_bus.admin.delayed import CancelReport, ScheduledMessage, uuids
-from message_bus.admin.ground import dialect_of, refuse_autocommit
+from message_bus.admin.ground import dialect_of, refuse_autocommit, refuse_hidden
 from message_bus.admin.letters import refuse_numbers, stored
 from message_bus.errors import WiringError
 from message_bus.repositories.targets import DEFAULT_TABLES, flush
@@ -75,6 +75,7 @@ class Schedule:
         `payload=True`.
         """
         refuse_numbers("list", limit=limit)
+        self._refuse_hidden()
         rows = self.session.execute(
             statements.delayed(
                 self.tables,
@@ -89,6 +90,7 @@ class Schedule:
 
     def count(self) -> int:
         """Count the delayed messages, due ones included until they have entered the outbox."""
+        self._refuse_hidden()
         return int(self.session.execute(statements.depth(self.tables)).one().delayed)
 
     def cancel(
@@ -105,6 +107,7 @@ class Schedule:
         """
         wanted = uuids("cancel", ids)
         session: Any = self.session
+        self._refuse_hidden()
         if not dry_run:
             on_sync_session(session, refuse_autocommit, self.tables, "delayed messages are cancelled")
             flush(session)
@@ -134,6 +137,10 @@ class Schedule:
             missing=tuple(each for each in wanted if each not in there),
             dry_run=dry_run,
         )
+
+    def _refuse_hidden(self) -> None:
+        session: Any = self.session
+        on_sync_session(session, refuse_hidden, self.tables)
 
 
 def _message_of(row: Row[Any]) -> ScheduledMessage:

@@ -16,7 +16,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession, async_scoped_s
 
 from message_bus._compat import on_sync_session_async
 from message_bus.admin.delayed import CancelReport, ScheduledMessage, uuids
-from message_bus.admin.ground import dialect_of, refuse_autocommit
+from message_bus.admin.ground import dialect_of, refuse_autocommit, refuse_hidden
 from message_bus.admin.letters import refuse_numbers, stored
 from message_bus.errors import WiringError
 from message_bus.repositories.targets import DEFAULT_TABLES, flush_async
@@ -73,6 +73,7 @@ class AsyncSchedule:
         `payload=True`.
         """
         refuse_numbers("list", limit=limit)
+        await self._refuse_hidden()
         rows = await self.session.execute(
             statements.delayed(
                 self.tables,
@@ -87,6 +88,7 @@ class AsyncSchedule:
 
     async def count(self) -> int:
         """Count the delayed messages, due ones included until they have entered the outbox."""
+        await self._refuse_hidden()
         return int((await self.session.execute(statements.depth(self.tables))).one().delayed)
 
     async def cancel(
@@ -103,6 +105,7 @@ class AsyncSchedule:
         """
         wanted = uuids("cancel", ids)
         session: Any = self.session
+        await self._refuse_hidden()
         if not dry_run:
             await on_sync_session_async(
                 session, refuse_autocommit, self.tables, "delayed messages are cancelled"
@@ -136,6 +139,10 @@ class AsyncSchedule:
             missing=tuple(each for each in wanted if each not in there),
             dry_run=dry_run,
         )
+
+    async def _refuse_hidden(self) -> None:
+        session: Any = self.session
+        await on_sync_session_async(session, refuse_hidden, self.tables)
 
 
 def _message_of(row: Row[Any]) -> ScheduledMessage:

@@ -20,7 +20,7 @@ from sqlalchemy.engine import Connection
 from sqlalchemy.orm import Session, scoped_session
 
 from message_bus._compat import on_sync_session
-from message_bus.admin.ground import dialect_of, refuse_autocommit
+from message_bus.admin.ground import dialect_of, refuse_autocommit, refuse_hidden
 from message_bus.admin.partitions import (
     MOST_HELD,
     PartitionStatus,
@@ -37,6 +37,7 @@ from message_bus.admin.partitions import (
 from message_bus.delivery.patience import Patience
 from message_bus.errors import SettingsError, WiringError
 from message_bus.repositories.targets import DEFAULT_TABLES
+from message_bus.storage import starting_statements
 from message_bus.storage import statements as engine_statements
 from message_bus.storage import subscription_statements as statements
 from message_bus.storage.logs import OUTBOX_LOG
@@ -115,6 +116,7 @@ class Subscriptions:
 
         Counts the messages behind each checkpoint: on a log with millions of them that takes a moment.
         """
+        self._refuse_hidden()
         rows = self.session.execute(statements.statuses(self.tables, None if name is None else (name,)))
         return [
             PartitionStatus(
@@ -150,10 +152,11 @@ class Subscriptions:
         to = self._place(at, found, seen)
         if not dry_run:
             self._write(statements.place(self.tables), subscription=name, to=to, becomes=ACTIVE)
+            self._write(statements.remove_deliveries(self.tables), subscription=name)  # it waited for these
         return self._done("start", found, position=to, by=by, dry_run=dry_run)
 
     def pause(self, name: str, *, by: str | None = None) -> SubscriptionChange:
-        """Let nobody begin to work on it. A worker that has its lease finishes its run, and gets no other.
+        """Let nobody work on it. A worker that has its lease finishes what it has in hand, and gives the lease back.
 
         Retention waits for a paused subscription (G9). Pausing one that is paused changes nothing.
         """
@@ -335,9 +338,14 @@ class Subscriptions:
     def _glance(self) -> Look:
         return Watermark(self.tables).look(self.connection())
 
+    def _refuse_hidden(self) -> None:
+        session: Any = self.session
+        on_sync_session(session, refuse_hidden, self.tables)
+
     def _lock(self, *, dry_run: bool = False) -> int:
         """Lock the log's row, first of all (S4), unless it is a dry run. How far the log was pruned."""
         session: Any = self.session
+        self._refuse_hidden()
         if dry_run:
             row = session.execute(statements.log_row(self.tables)).one_or_none()
             return 0 if row is None else int(row.pruned_to)
@@ -374,7 +382,8 @@ class Subscriptions:
                 wanted = seen.goal
             case datetime() as time:
                 before = self.session.execute(
-                    engine_statements.position_before_time(self.tables), {"time": time, "settled": seen.goal}
+                    starting_statements.position_before_time(self.tables),
+                    {"time": time, "settled": seen.goal},
                 )
                 wanted = int(before.scalar_one())
                 if (

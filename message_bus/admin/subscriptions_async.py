@@ -18,7 +18,7 @@ from sqlalchemy import Row
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession, async_scoped_session
 
 from message_bus._compat import on_sync_session_async
-from message_bus.admin.ground import dialect_of, refuse_autocommit
+from message_bus.admin.ground import dialect_of, refuse_autocommit, refuse_hidden
 from message_bus.admin.partitions import (
     MOST_HELD,
     PartitionStatus,
@@ -35,6 +35,7 @@ from message_bus.admin.partitions import (
 from message_bus.delivery.patience_async import AsyncPatience
 from message_bus.errors import SettingsError, WiringError
 from message_bus.repositories.targets import DEFAULT_TABLES
+from message_bus.storage import starting_statements
 from message_bus.storage import statements as engine_statements
 from message_bus.storage import subscription_statements as statements
 from message_bus.storage.logs import OUTBOX_LOG
@@ -113,6 +114,7 @@ class AsyncSubscriptions:
 
         Counts the messages behind each checkpoint: on a log with millions of them that takes a moment.
         """
+        await self._refuse_hidden()
         rows = await self.session.execute(statements.statuses(self.tables, None if name is None else (name,)))
         return [
             PartitionStatus(
@@ -148,10 +150,13 @@ class AsyncSubscriptions:
         to = await self._place(at, found, seen)
         if not dry_run:
             await self._write(statements.place(self.tables), subscription=name, to=to, becomes=ACTIVE)
+            await self._write(
+                statements.remove_deliveries(self.tables), subscription=name
+            )  # it waited for these
         return self._done("start", found, position=to, by=by, dry_run=dry_run)
 
     async def pause(self, name: str, *, by: str | None = None) -> SubscriptionChange:
-        """Let nobody begin to work on it. A worker that has its lease finishes its run, and gets no other.
+        """Let nobody work on it. A worker that has its lease finishes what it has in hand, and gives the lease back.
 
         Retention waits for a paused subscription (G9). Pausing one that is paused changes nothing.
         """
@@ -339,9 +344,14 @@ class AsyncSubscriptions:
     async def _glance(self) -> Look:
         return await AsyncWatermark(self.tables).look(await self.connection())
 
+    async def _refuse_hidden(self) -> None:
+        session: Any = self.session
+        await on_sync_session_async(session, refuse_hidden, self.tables)
+
     async def _lock(self, *, dry_run: bool = False) -> int:
         """Lock the log's row, first of all (S4), unless it is a dry run. How far the log was pruned."""
         session: Any = self.session
+        await self._refuse_hidden()
         if dry_run:
             row = (await session.execute(statements.log_row(self.tables))).one_or_none()
             return 0 if row is None else int(row.pruned_to)
@@ -382,7 +392,8 @@ class AsyncSubscriptions:
                 wanted = seen.goal
             case datetime() as time:
                 before = await self.session.execute(
-                    engine_statements.position_before_time(self.tables), {"time": time, "settled": seen.goal}
+                    starting_statements.position_before_time(self.tables),
+                    {"time": time, "settled": seen.goal},
                 )
                 wanted = int(before.scalar_one())
                 if (

@@ -13,7 +13,9 @@ from sqlalchemy import Row
 from sqlalchemy.engine import Connection
 from sqlalchemy.orm import Session, scoped_session
 
+from message_bus._compat import on_sync_session
 from message_bus.admin.delayed import uuids
+from message_bus.admin.ground import refuse_hidden
 from message_bus.admin.life import Fate, Life
 from message_bus.admin.subscriptions import Subscriptions
 from message_bus.repositories.targets import DEFAULT_TABLES
@@ -33,11 +35,12 @@ def why(
 
     Reads only, in the caller's transaction, which must be READ COMMITTED. No payload, no traceback.
 
-    Raises: SettingsError for an id that is no UUID.
+    Raises: SettingsError for an id that is no UUID; UnsupportedDatabase if rows are hidden from this role.
     """
     subscriptions = Subscriptions(session, tables=tables)
     target: Any = subscriptions.session
     (message_id,) = uuids("why", [id])
+    on_sync_session(target, refuse_hidden, tables)
     row = target.execute(statements.message_at(tables), {"id": message_id}).one_or_none()
     if row is None:
         delayed = target.execute(statements.message_delayed(tables), {"id": message_id}).one_or_none()

@@ -11,7 +11,9 @@ from uuid import UUID
 from sqlalchemy import Row
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession, async_scoped_session
 
+from message_bus._compat import on_sync_session_async
 from message_bus.admin.delayed import uuids
+from message_bus.admin.ground import refuse_hidden
 from message_bus.admin.life import Fate, Life
 from message_bus.admin.subscriptions_async import AsyncSubscriptions
 from message_bus.repositories.targets import DEFAULT_TABLES
@@ -31,11 +33,12 @@ async def async_why(
 
     Reads only, in the caller's transaction, which must be READ COMMITTED. No payload, no traceback.
 
-    Raises: SettingsError for an id that is no UUID.
+    Raises: SettingsError for an id that is no UUID; UnsupportedDatabase if rows are hidden from this role.
     """
     subscriptions = AsyncSubscriptions(session, tables=tables)
     target: Any = subscriptions.session
     (message_id,) = uuids("why", [id])
+    await on_sync_session_async(target, refuse_hidden, tables)
     row = (await target.execute(statements.message_at(tables), {"id": message_id})).one_or_none()
     if row is None:
         delayed = (await target.execute(statements.message_delayed(tables), {"id": message_id})).one_or_none()

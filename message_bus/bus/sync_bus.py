@@ -135,23 +135,31 @@ class MessageBus(WiredBus[Middleware], MessageBusABC):
             return 0
         context._state = message
         token = _enter(context)
-        failures: list[Failure] = []
         try:
-            for handler, call in zip(route.handlers, route.calls, strict=True):
-                try:
-                    result = call(message, context)
-                    if type(result) is CoroutineType:
-                        raise refused_coroutine(handler, result)
-                except Exception as error:
-                    failures.append(Failure(message, handler, error))
-            if failures:
-                raise self._decisive(message, failures)
+            if route.only is not None:
+                result = route.only(message, context)
+                if type(result) is CoroutineType:
+                    raise refused_coroutine(route.handlers[0], result)
+            else:
+                self._deliver_to_all(route, message, context)
             if context._state is not message:
                 settle_delivery(context, self)
         finally:
             _leave(token)
             context._state = None
         return len(route.calls)
+
+    def _deliver_to_all(self, route: Route, message: Message, context: Context) -> None:
+        failures: list[Failure] = []
+        for handler, call in zip(route.handlers, route.calls, strict=True):
+            try:
+                result = call(message, context)
+                if type(result) is CoroutineType:
+                    raise refused_coroutine(handler, result)
+            except Exception as error:
+                failures.append(Failure(message, handler, error))
+        if failures:
+            raise self._decisive(message, failures)
 
     def process_outbox(
         self,

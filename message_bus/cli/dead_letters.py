@@ -77,6 +77,13 @@ def dead_letters() -> None:
 
 @dead_letters.command("list")
 @_selection_options
+@click.option(
+    "--state",
+    type=click.Choice(["dead", "retrying", "held", "trying", "all"]),
+    default="dead",
+    show_default=True,
+    help="Also what is not given up: to be tried again, waiting behind one of its key, in hand.",
+)
 @click.option("--limit", type=click.IntRange(min=1), default=100, show_default=True, help="At most so many.")
 @_payload_option
 @json_option
@@ -86,20 +93,21 @@ def list_letters(
     database_url: URL,
     schema: str | None,
     prefix: str,
+    state: Any,
     limit: int,
     payload: bool,
     as_json: bool,
     **selection: Any,
 ) -> None:
-    """List dead letters, the oldest message first."""
+    """List dead letters, the oldest message first; or, with --state, messages that have failed and are tried again."""
     chosen = _selection(selection)
     with _reading(database_url, schema, prefix) as letters:
-        found = letters.list(**chosen, limit=limit, payload=payload)
-        count = letters.count(**chosen)
+        found = letters.list(**chosen, state=state, limit=limit, payload=payload)
+        count = letters.count(**chosen, state=state)
     if as_json:
         print_json({"count": count, "letters": [_as_json(letter, payload) for letter in found]})
     else:
-        click.echo("\n".join(lines_of_letters(found, count=count, payload=payload)))
+        click.echo("\n".join(lines_of_letters(found, count=count, payload=payload, state=state)))
 
 
 @dead_letters.command()

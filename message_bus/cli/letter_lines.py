@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from message_bus.admin.letters import ChosenLetter, DeadLetter, DeadLetterReport
 from message_bus.cli.lines import harmless, instant, short, table
+from message_bus.storage.tables import DEAD
 
 _LONGEST_ERROR: Final = 72
 _LONGEST_KEY: Final = 32
@@ -15,26 +16,35 @@ _MOST_SHOWN: Final = 20
 _GONE: Final = "(gone)"
 
 
-def lines_of_letters(letters: Sequence[DeadLetter], *, count: int, payload: bool = False) -> list[str]:
-    """A table with one line per letter (with `payload` a second one), and how many there are."""
+def lines_of_letters(
+    letters: Sequence[DeadLetter], *, count: int, payload: bool = False, state: str = DEAD
+) -> list[str]:
+    """A table with one line per letter (with `payload` a second one), and how many there are.
+
+    Other states than dead stand in a column of their own, with the next attempt.
+    """
+    only_dead = state == DEAD
     rows = [
         (
             str(letter.id or _GONE),
             letter.subscription,
             letter.message or _GONE,
             short(letter.key or "", _LONGEST_KEY),
+            *(() if only_dead else (letter.state,)),
             str(letter.attempts),
             instant(letter.failed_at),
+            *(() if only_dead else (instant(letter.next_attempt_at) if letter.next_attempt_at else "",)),
             short(letter.error or "", _LONGEST_ERROR),
         )
         for letter in letters
     ]
-    lines = table(("id", "subscription", "message", "key", "attempts", "died at", "error"), rows)
+    own = ("attempts", "died at") if only_dead else ("state", "attempts", "since", "next attempt")
+    lines = table(("id", "subscription", "message", "key", *own, "error"), rows)
     if payload:
         heading, *others = lines
         pairs = zip(others, letters, strict=True)
         lines = [heading, *(each for line, letter in pairs for each in (line, f"  {_json(letter.payload)}"))]
-    total = _counted(count)
+    total = _counted(count) if only_dead else _counted_in(state, count)
     if count > len(letters):
         total = f"the first {len(letters):,} of {total} (--limit shows more)"
     return [*(lines if letters else []), total]
@@ -107,6 +117,11 @@ def _row(letter: ChosenLetter) -> tuple[str, ...]:
 
 def _counted(count: int) -> str:
     return f"{count:,} dead {'letter' if count == 1 else 'letters'}"
+
+
+def _counted_in(state: str, count: int) -> str:
+    what = "not delivered" if state == "all" else state
+    return f"{count:,} {'message' if count == 1 else 'messages'} {what}"
 
 
 def _json(value: Any) -> str:

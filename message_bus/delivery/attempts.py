@@ -12,14 +12,13 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
-from message_bus._compat import result_of, time_limit
+from message_bus._compat import NoStall, StallWatch, TimeIsUp, answer_within
 from message_bus.bus.context import Context
 from message_bus.delivery.changes import Recorder
 from message_bus.delivery.hands import Hands
@@ -27,7 +26,7 @@ from message_bus.delivery.jobs import Failed, Interrupted, Job, Stop, TakenBack,
 from message_bus.delivery.lease import Lease
 from message_bus.delivery.reading import Reader
 from message_bus.delivery.subscription import Subscription
-from message_bus.delivery.telling import handlers_of, log_verdict
+from message_bus.delivery.telling import handlers_of, log_stall, log_verdict
 from message_bus.delivery.verdicts import (
     Dead,
     Delivered,
@@ -47,6 +46,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("message_bus.delivery")
 
+STALL = 1.0  # seconds: an event loop that stands still for longer is worth a line in the log
+
 
 class Attempts:
     """Tries messages of one leased partition. One use, one task."""
@@ -60,8 +61,8 @@ class Attempts:
         settings: Subscription,
         lease: Lease,
         reader: Reader,
+        recorder: Recorder,
         context: Mapping[str, Any],
-        sessions: Callable[[], Any],
         stop: Stop,
         hands: Hands | None = None,
     ) -> None:
@@ -71,12 +72,12 @@ class Attempts:
         self._settings = settings
         self._lease = lease
         self._reader = reader
-        self._recorder = Recorder(tables, lease, reader)
+        self._recorder = recorder
         self._context = context
-        self._sessions = sessions
         self._stop = stop
         self._hands = Hands() if hands is None else hands
         self._tally = Tally()
+        self._stall: StallWatch | NoStall = NoStall()
         self._failed_here: set[int] = set()  # once a run is enough, even if the database's clock steps back
 
     def _group(self, jobs: Sequence[Job], blocked: set[str], *, to: int, ahead: int = 0) -> int:
@@ -96,7 +97,7 @@ class Attempts:
         """One message, alone in this process, its attempt recorded before (S6)."""
         with self._hands.alone():
             self._ready()
-            trying = replace(job, state=TRYING)
+            trying = job._replace(state=TRYING)
             self._lease.unfinished = TakenBack(job.position, RETRYING if job.state is None else job.state)
             self._recorder.commit(self._session, [Trying(job)], to=to)
             whole = self._reader.whole(self._session, trying)
@@ -129,19 +130,25 @@ class Attempts:
         """Call the handler; True if it handled the message, False if it passed it over."""
         context = Context(resources)
         context["attempt"] = job.attempts + 1
-        what = f"{job.message.message} {job.message.id}"
-        with self._lease.watch.handling(what):
-            limit = time_limit(self._settings.handler_timeout)
-            try:
-                with limit:
-                    handled = result_of(self._handler.handle(job.message, context))
-            except Exception as error:
-                if limit.expired():
-                    raise self._timed_out(job) from error
-                raise
-        if limit.expired():  # it has caught the cancellation and gone on
-            raise self._timed_out(job)
-        return not isinstance(handled, PassedOver)
+        watch = self._lease.watch
+        token = watch.begin(job)
+        try:
+            handled = answer_within(
+                self._settings.handler_timeout, self._handler.handle, job.message, context
+            )
+        except TimeIsUp as too_long:
+            raise self._timed_out(job) from too_long.__cause__
+        finally:
+            watch.end(token)
+            stood_still = self._stall.take()
+            if stood_still > STALL:
+                handlers = handlers_of(self._handler, job.message.message)
+                log_stall(self._settings, handlers, str(job), stood_still)
+        return handled is None or not isinstance(handled, PassedOver)
+
+    def _must_end(self) -> bool:
+        """Whether no other message of a batch may be begun: asked to stop, paused, or the lease is over."""
+        return self._stop.asked or self._lease.withdrawn or self._lease.over
 
     def _timed_out(self, job: Job) -> HandlerTimedOut:
         return HandlerTimedOut(

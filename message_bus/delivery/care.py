@@ -21,6 +21,11 @@ class Care:
         """A lease that was given back is no reason to be careful; one that was taken over is."""
         return cls(fetch_size, fetch_size) if taken_over else cls()
 
+    @property
+    def needed(self) -> bool:
+        """Whether what has killed the last owner may be still ahead."""
+        return self.due > 0 or self.new > 0
+
     def handled_due(self, count: int, *, all_of_them: bool) -> None:
         """So many due messages were done with; was that all there are?"""
         self.due = 0 if all_of_them else max(0, self.due - count)

@@ -27,12 +27,13 @@ from message_bus.delivery.jobs import (
     Settled,
     TakenBack,
     Trying,
+    Unwanted,
 )
 from message_bus.delivery.lease import Lease
 from message_bus.delivery.reading import Reader
 from message_bus.delivery.verdicts import Dead, Retry, error_text, traceback_text
 from message_bus.errors import LeaseLost
-from message_bus.storage import statements
+from message_bus.storage import outcome_statements
 from message_bus.storage.dead_letter_statements import replay_letter
 from message_bus.storage.tables import DEAD, HELD, RETRYING, TRYING, MessageBusTables
 
@@ -46,12 +47,12 @@ class Recorder:
         self._lease = lease
         self._reader = reader
         self._name = lease.settings.name
-        self._hold = statements.hold(tables)
-        self._forget = statements.forget(tables)
-        self._first_failure = statements.record_new_failure(tables)
-        self._next_failure = statements.record_failure(tables)
-        self._set_state = statements.set_state(tables)
-        self._crash = statements.record_crash(tables)
+        self._hold = outcome_statements.hold(tables)
+        self._forget = outcome_statements.forget(tables)
+        self._first_failure = outcome_statements.record_new_failure(tables)
+        self._next_failure = outcome_statements.record_failure(tables)
+        self._set_state = outcome_statements.set_state(tables)
+        self._crash = outcome_statements.record_crash(tables)
         self._replay = replay_letter(tables)
 
     def commit(self, session: Session, changes: Sequence[Change], *, to: int, ahead: int = 0) -> None:
@@ -103,6 +104,9 @@ class Recorder:
                 case TakenBack(position=position, state=state):  # if it is not there it was never recorded
                     row = {"of_subscription": self._name, "at_position": position, "was": TRYING}
                     session.execute(self._set_state, {**row, "new_state": state})
+                case Unwanted(position=position, state=state):
+                    row = {"of_subscription": self._name, "at_position": position, "was": state}
+                    self._one(session, self._forget, row)
                 case Crashed():
                     self._one(session, self._crash, self._crashed(change))
                 case Revived(position=position):

@@ -11,11 +11,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from sqlalchemy import NullPool, QueuePool
 from sqlalchemy.engine import Engine
 
-from message_bus._compat import on_sync_session, plain_session
+from message_bus._compat import on_sync_session, plain_session, session_factory
 from message_bus.delivery.collecting import CollectingOutbox
 from message_bus.delivery.crew import Crew
 from message_bus.delivery.jobs import (
@@ -51,15 +52,17 @@ class ConcurrentRun(Run):
     """Handlers run without a transaction; then one commit records what became of the batch. At least once."""
 
     _crew: Crew | None = None
+    _sessions: Any = None
 
     def run(self, *, limit: int | None, patience: Patience | None) -> Tally:
         """Run as `Run.run` says, with up to `concurrency` keys in hand."""
+        self._sessions = session_factory(self._session)
         size = self._settings.concurrency
         bind = self._session.bind
         # handlers that share one connection (a test's transaction, SQLite in memory) cannot go side by side
         if size == 1 or not isinstance(bind, Engine) or not isinstance(bind.pool, QueuePool | NullPool):
             return super().run(limit=limit, patience=patience)
-        with Crew(size) as self._crew:
+        with Crew(size, self._lease) as self._crew:
             return super().run(limit=limit, patience=patience)
 
     def _group_size(self) -> int:
@@ -119,7 +122,7 @@ class ConcurrentRun(Run):
                     interrupted = outage
 
     def _may_begin(self) -> bool:
-        return not (self._stop.asked or self._lease.over or self._lease.suspicion.active)
+        return not (self._must_end() or self._lease.suspicion.active)
 
     def _outside(self, job: Job) -> Attempt:
         """Handle one message."""

@@ -10,11 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from sqlalchemy import NullPool, QueuePool
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from message_bus._compat import on_sync_session_async, plain_session_async
+from message_bus._compat import on_sync_session_async, plain_session_async, session_factory_async
 from message_bus.delivery.collecting import CollectingOutbox
 from message_bus.delivery.crew import AsyncCrew
 from message_bus.delivery.jobs import (
@@ -50,15 +51,17 @@ class AsyncConcurrentRun(AsyncRun):
     """Handlers run without a transaction; then one commit records what became of the batch. At least once."""
 
     _crew: AsyncCrew | None = None
+    _sessions: Any = None
 
     async def run(self, *, limit: int | None, patience: AsyncPatience | None) -> Tally:
         """Run as `AsyncRun.run` says, with up to `concurrency` keys in hand."""
+        self._sessions = session_factory_async(self._session)
         size = self._settings.concurrency
         bind = self._session.bind
         # handlers that share one connection (a test's transaction, SQLite in memory) cannot go side by side
         if size == 1 or not isinstance(bind, AsyncEngine) or not isinstance(bind.pool, QueuePool | NullPool):
             return await super().run(limit=limit, patience=patience)
-        async with AsyncCrew(size) as self._crew:
+        async with AsyncCrew(size, self._lease) as self._crew:
             return await super().run(limit=limit, patience=patience)
 
     def _group_size(self) -> int:
@@ -120,7 +123,7 @@ class AsyncConcurrentRun(AsyncRun):
                     interrupted = outage
 
     def _may_begin(self) -> bool:
-        return not (self._stop.asked or self._lease.over or self._lease.suspicion.active)
+        return not (self._must_end() or self._lease.suspicion.active)
 
     async def _outside(self, job: Job) -> AsyncAttempt:
         """Handle one message."""

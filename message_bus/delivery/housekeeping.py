@@ -14,8 +14,10 @@ from typing import Any
 from sqlalchemy import CursorResult, text
 from sqlalchemy.orm import Session
 
-from message_bus.storage import statements
-from message_bus.storage.logs import OUTBOX_LOG
+from message_bus._compat import on_sync_connection
+from message_bus.storage import housekeeping_statements, statements
+from message_bus.storage.channel import notify
+from message_bus.storage.logs import OUTBOX_LOG, quoted_name
 from message_bus.storage.preconditions import reader_settings
 from message_bus.storage.tables import MessageBusTables
 
@@ -28,28 +30,37 @@ def promote_due(session: Session, tables: MessageBusTables) -> int:
     """Move delayed messages that are due into the outbox, by due time, then id (S9); how many."""
     promoted = 0
     while True:
-        ids = session.scalars(statements.due_ids(tables), {"limit": BATCH}).all()
+        ids = session.scalars(housekeeping_statements.due_ids(tables), {"limit": BATCH}).all()
         if ids and _locked(session, tables):
-            ids = session.scalars(statements.due_ids(tables), {"limit": BATCH}).all()
+            ids = session.scalars(housekeeping_statements.due_ids(tables), {"limit": BATCH}).all()
             if ids:
                 dialect = session.connection().dialect.name
                 entered: CursorResult[Any] = session.execute(  # type: ignore[assignment]
-                    statements.promote(dialect, tables),
+                    housekeeping_statements.promote(dialect, tables),
                     {"ids": ids},
                     execution_options={"preserve_rowcount": True},
                 )
-                session.execute(statements.unschedule(tables), {"ids": ids})
+                session.execute(housekeeping_statements.unschedule(tables), {"ids": ids})
                 if entered.rowcount < len(ids):
                     logger.warning(
                         "%d delayed messages were left out: messages with their ids are in the outbox already",
                         len(ids) - entered.rowcount,
                     )
                 promoted += entered.rowcount
+                _wake_relays(session, tables)
         else:
             ids = []
         session.commit()
         if len(ids) < BATCH:
             return promoted
+
+
+def _wake_relays(session: Session, tables: MessageBusTables) -> None:
+    """Notify them when this commits, as whoever writes messages does."""
+    connection = session.connection()
+    if connection.dialect.name == "postgresql":
+        outbox = on_sync_connection(connection, quoted_name, tables.outbox)
+        session.execute(notify(), {"outbox": outbox})
 
 
 def prune(session: Session, tables: MessageBusTables, *, older_than: timedelta) -> int:
@@ -66,16 +77,20 @@ def prune(session: Session, tables: MessageBusTables, *, older_than: timedelta) 
         for setting in reader_settings(session.connection().dialect.name):
             session.execute(text(setting))  # W9: hidden rows would not hold anything back
         # a later statement than the lock: a subscription made or rewound before it is seen (S4)
-        passed = session.execute(statements.passed_by_all(tables), {"log": OUTBOX_LOG}).scalar_one()
+        passed = (
+            session.execute(housekeeping_statements.passed_by_all(tables), {"log": OUTBOX_LOG})
+        ).scalar_one()
         window = session.execute(
-            statements.oldest_rows(tables),
+            housekeeping_statements.oldest_rows(tables),
             {"after": after, "passed": passed or 0, "age": -older_than.total_seconds(), "limit": BATCH},
         )
         rows = window.all()
         gone = [row.position for row in rows if row.old and not row.kept]
         if gone:
-            session.execute(statements.prune(tables), {"positions": gone})
-            session.execute(statements.note_pruned(tables), {"of_log": OUTBOX_LOG, "to": gone[-1]})
+            session.execute(housekeeping_statements.prune(tables), {"positions": gone})
+            session.execute(
+                housekeeping_statements.note_pruned(tables), {"of_log": OUTBOX_LOG, "to": gone[-1]}
+            )
         session.commit()
         pruned += len(gone)
         if len(rows) < BATCH or not rows[-1].old:

@@ -13,8 +13,10 @@ from typing import Any
 from sqlalchemy import CursorResult, text
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from message_bus.storage import statements
-from message_bus.storage.logs import OUTBOX_LOG
+from message_bus._compat import on_sync_connection_async
+from message_bus.storage import housekeeping_statements, statements
+from message_bus.storage.channel import notify
+from message_bus.storage.logs import OUTBOX_LOG, quoted_name
 from message_bus.storage.preconditions import reader_settings
 from message_bus.storage.tables import MessageBusTables
 
@@ -27,28 +29,37 @@ async def promote_due_async(session: AsyncSession, tables: MessageBusTables) -> 
     """Move delayed messages that are due into the outbox, by due time, then id (S9); how many."""
     promoted = 0
     while True:
-        ids = (await session.scalars(statements.due_ids(tables), {"limit": BATCH})).all()
+        ids = (await session.scalars(housekeeping_statements.due_ids(tables), {"limit": BATCH})).all()
         if ids and await _locked(session, tables):
-            ids = (await session.scalars(statements.due_ids(tables), {"limit": BATCH})).all()
+            ids = (await session.scalars(housekeeping_statements.due_ids(tables), {"limit": BATCH})).all()
             if ids:
                 dialect = (await session.connection()).dialect.name
                 entered: CursorResult[Any] = await session.execute(  # type: ignore[assignment]
-                    statements.promote(dialect, tables),
+                    housekeeping_statements.promote(dialect, tables),
                     {"ids": ids},
                     execution_options={"preserve_rowcount": True},
                 )
-                await session.execute(statements.unschedule(tables), {"ids": ids})
+                await session.execute(housekeeping_statements.unschedule(tables), {"ids": ids})
                 if entered.rowcount < len(ids):
                     logger.warning(
                         "%d delayed messages were left out: messages with their ids are in the outbox already",
                         len(ids) - entered.rowcount,
                     )
                 promoted += entered.rowcount
+                await _wake_relays(session, tables)
         else:
             ids = []
         await session.commit()
         if len(ids) < BATCH:
             return promoted
+
+
+async def _wake_relays(session: AsyncSession, tables: MessageBusTables) -> None:
+    """Notify them when this commits, as whoever writes messages does."""
+    connection = await session.connection()
+    if connection.dialect.name == "postgresql":
+        outbox = await on_sync_connection_async(connection, quoted_name, tables.outbox)
+        await session.execute(notify(), {"outbox": outbox})
 
 
 async def prune_async(session: AsyncSession, tables: MessageBusTables, *, older_than: timedelta) -> int:
@@ -65,16 +76,20 @@ async def prune_async(session: AsyncSession, tables: MessageBusTables, *, older_
         for setting in reader_settings((await session.connection()).dialect.name):
             await session.execute(text(setting))  # W9: hidden rows would not hold anything back
         # a later statement than the lock: a subscription made or rewound before it is seen (S4)
-        passed = (await session.execute(statements.passed_by_all(tables), {"log": OUTBOX_LOG})).scalar_one()
+        passed = (
+            await session.execute(housekeeping_statements.passed_by_all(tables), {"log": OUTBOX_LOG})
+        ).scalar_one()
         window = await session.execute(
-            statements.oldest_rows(tables),
+            housekeeping_statements.oldest_rows(tables),
             {"after": after, "passed": passed or 0, "age": -older_than.total_seconds(), "limit": BATCH},
         )
         rows = window.all()
         gone = [row.position for row in rows if row.old and not row.kept]
         if gone:
-            await session.execute(statements.prune(tables), {"positions": gone})
-            await session.execute(statements.note_pruned(tables), {"of_log": OUTBOX_LOG, "to": gone[-1]})
+            await session.execute(housekeeping_statements.prune(tables), {"positions": gone})
+            await session.execute(
+                housekeeping_statements.note_pruned(tables), {"of_log": OUTBOX_LOG, "to": gone[-1]}
+            )
         await session.commit()
         pruned += len(gone)
         if len(rows) < BATCH or not rows[-1].old:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final, NamedTuple
 
 from message_bus.delivery.verdicts import Dead, Retry
 from message_bus.repositories.outbox_message import OutboxMessage
@@ -23,8 +23,7 @@ class Position:
     revision: int
 
 
-@dataclass(frozen=True, slots=True)
-class Job:
+class Job(NamedTuple):
     """A message to be tried: `state` and `attempts` as the delivery table has them; new ones have none."""
 
     message: OutboxMessage
@@ -32,6 +31,9 @@ class Job:
     state: str | None = None
     attempts: int = 0
     crashes: int = 0
+
+    def __str__(self) -> str:
+        return f"{self.message.message} {self.message.id}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,9 +45,13 @@ class Batch:
     up_to: int
 
 
+READ: Final = 10
+"""How many columns of a row that was read are the message."""
+
+
 def message_of(row: Sequence[Any]) -> OutboxMessage:
     """The outbox row as users see it, from the columns as the statements read them."""
-    return OutboxMessage.stored(*row[:10])
+    return OutboxMessage.stored(row)
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +115,15 @@ class Revived:
     position: int
 
 
-Change = Held | Failed | Settled | Trying | TakenBack | Postponed | Crashed | Revived
+@dataclass(frozen=True, slots=True)
+class Unwanted:
+    """A recorded message of a type that the subscription does not read any more: its row goes, nobody handles it."""
+
+    position: int
+    state: str
+
+
+Change = Held | Failed | Settled | Trying | TakenBack | Postponed | Crashed | Revived | Unwanted
 
 
 @dataclass(slots=True)
@@ -119,8 +133,13 @@ class Tally:
     delivered: int = 0
     passed_over: int = 0
     tried: int = 0
-    unavailable: bool = False
+    outage: Exception | None = None
     suspicious: bool = False
+
+    @property
+    def unavailable(self) -> bool:
+        """Whether it ended because something was out of reach."""
+        return self.outage is not None
 
 
 @dataclass(slots=True)

@@ -15,134 +15,27 @@ from __future__ import annotations
 
 import logging
 import secrets
-from collections.abc import Sequence
 from datetime import datetime, timedelta
 from time import monotonic
 from typing import Any, Final
 
-from sqlalchemy import CursorResult, Row
-from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy import CursorResult
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 
+from message_bus._compat import on_sync_session_async
 from message_bus.delivery.care import Care
 from message_bus.delivery.jobs import Position, TakenBack
 from message_bus.delivery.subscription import Subscription
 from message_bus.delivery.suspicion import Suspicion
 from message_bus.delivery.watch import Watch
-from message_bus.errors import LeaseLost, SettingsError
+from message_bus.errors import LeaseLost
 from message_bus.storage import statements
-from message_bus.storage.logs import OUTBOX_LOG
-from message_bus.storage.tables import ACTIVE, IDLE, MessageBusTables
+from message_bus.storage.driver import Rendered
+from message_bus.storage.tables import ACTIVE, MessageBusTables
 
 logger = logging.getLogger("message_bus.delivery")
 
 USED: Final = 0.9  # of the lease: clocks run at different speeds, and a handler takes a moment to begin
-
-
-async def ensure_subscriptions_async(
-    session: AsyncSession,
-    tables: MessageBusTables,
-    wanted: Sequence[Subscription],
-    *,
-    settled: int,
-    high: int,
-) -> set[str]:
-    """Make the rows of subscriptions that are missing (S4); the names of those that are idle or paused.
-
-    A new subscription starts at the beginning if its log has no history or no other subscription; else where
-    `start` says; else it is idle. Leaves the transaction open: the caller commits.
-
-    Raises: SettingsError if the database has another number of partitions.
-    """
-    known = await _known(session, tables, wanted)
-    missing = [settings for settings in wanted if str(settings.name) not in known]
-    waking = [
-        settings
-        for settings in wanted
-        if settings.start is not None and any(row.state == IDLE for row in known.get(str(settings.name), ()))
-    ]
-    if missing or waking:
-        log = await _lock_log(session, tables)  # in a later statement: what others have made meanwhile
-        others = await session.execute(statements.log_has_subscriptions(tables), {"log": OUTBOX_LOG})
-        free_choice = high == 0 or not others.scalar_one()
-        for settings in missing:
-            start = await _start_position(session, tables, settings, log.pruned_to, settled)
-            state = ACTIVE if free_choice or settings.start is not None else IDLE
-            await _create(session, tables, settings, state=state, start=start, epoch=log.last_epoch)
-        for settings in waking:
-            start = await _start_position(session, tables, settings, log.pruned_to, settled)
-            await session.execute(
-                statements.start_idle(tables), {"subscription": settings.name, "start": start}
-            )
-        known = await _known(session, tables, wanted)
-    for settings in wanted:
-        count = known[str(settings.name)][0].partitions
-        if count != settings.partitions:
-            raise SettingsError(
-                f"Subscription {settings.name!r}",
-                [f"partitions is {settings.partitions}, but the database has {count} (set it to {count})"],
-            )
-    return {name for name, rows in known.items() if any(row.state != ACTIVE for row in rows)}
-
-
-async def _known(
-    session: AsyncSession, tables: MessageBusTables, wanted: Sequence[Subscription]
-) -> dict[str, list[Row[Any]]]:
-    names = [settings.name for settings in wanted]
-    known: dict[str, list[Row[Any]]] = {}
-    for row in await session.execute(statements.partitions_of(tables), {"names": names}):
-        known.setdefault(row.name, []).append(row)
-    return known
-
-
-async def _lock_log(session: AsyncSession, tables: MessageBusTables) -> Row[Any]:
-    dialect = (await session.connection()).dialect.name
-    await session.execute(statements.insert_or_ignore(dialect, tables.log).values(log=OUTBOX_LOG))
-    row: Row[Any] = (await session.execute(statements.lock_log(tables), {"log": OUTBOX_LOG})).one()
-    return row
-
-
-async def _create(
-    session: AsyncSession,
-    tables: MessageBusTables,
-    settings: Subscription,
-    *,
-    state: str,
-    start: int,
-    epoch: int,
-) -> None:
-    dialect = (await session.connection()).dialect.name
-    await session.execute(
-        statements.insert_or_ignore(dialect, tables.subscription),
-        [
-            {
-                "name": settings.name,
-                "partition": partition,
-                "partitions": settings.partitions,
-                "log": OUTBOX_LOG,
-                "state": state,
-                "position": start,
-                "epoch": epoch,
-            }
-            for partition in range(settings.partitions)
-        ],
-    )
-
-
-async def _start_position(
-    session: AsyncSession, tables: MessageBusTables, settings: Subscription, pruned_to: int, settled: int
-) -> int:
-    match settings.start:
-        case None | "beginning":
-            return pruned_to
-        case "now":
-            return max(settled, pruned_to)
-        case datetime() as time:
-            found = await session.execute(
-                statements.position_before_time(tables), {"time": time, "settled": settled}
-            )
-            return max(min(int(found.scalar_one()), settled), pruned_to)
-        case position:
-            return max(int(position), pruned_to)
 
 
 class AsyncLease:
@@ -169,6 +62,7 @@ class AsyncLease:
         claimed_at: datetime,
         taken_over: bool,
         asked_at: float,
+        guarded: bool = False,
     ) -> None:
         self.settings = settings
         self.partition = partition
@@ -176,6 +70,8 @@ class AsyncLease:
         self.epoch = epoch
         self.claimed_at = claimed_at
         self.taken_over = taken_over
+        self.withdrawn = False
+        """An operator has paused the subscription: what is in hand is finished, nothing else is begun."""
         self.outdated = False
         """An operator has decided something since the engine has read: it reads anew and sets this back."""
         self.care = Care.after(taken_over, settings.fetch_size)
@@ -187,13 +83,31 @@ class AsyncLease:
         """How to take back the attempt that is recorded, as long as nobody knows what became of it (S6)."""
         self._over_at = asked_at + lease.total_seconds() * USED
         self._asked_at = asked_at
-        self._lock = statements.lock_mine(tables)
+        self.guarded = guarded
+        """Whether the server is to end a transaction that holds the partition's row and is silent for a lease (S7)."""
+        self._lock = statements.lock_mine(tables, guarded=guarded)
         self._look = statements.look_mine(tables)
-        self._advance = statements.advance(tables)
-        self._renew = statements.renew(tables)
+        self._advance = Rendered(statements.advance(tables, guarded=guarded))
+        self._renew = statements.renew(tables, guarded=guarded)
         self._release = statements.release(tables)
+        self._hand_on = statements.hand_on(tables)
         self._lease = lease
         self._me = {"subscription": settings.name, "part": partition, "my_epoch": epoch, "me": owner}
+        self._guard = {"idle": _milliseconds(lease)} if guarded else {}
+
+    @property
+    def owner(self) -> str:
+        """The token of this acquisition (S2)."""
+        return str(self._me["me"])
+
+    def inherit(self, before: AsyncLease) -> None:
+        """Go on as the lease before this one would have: it was this worker's own, and nobody else had it between.
+
+        Nobody has died, so nobody looks for what has killed whom; an attempt that is recorded is taken back (S6).
+        """
+        self.taken_over = before.taken_over
+        self.care, self.suspicion = before.care, before.suspicion
+        self.settled_in, self.unfinished = before.settled_in, before.unfinished
 
     @property
     def over(self) -> bool:
@@ -205,18 +119,23 @@ class AsyncLease:
         """Whether a handler runs for longer than it may, so that the lease is not renewed (S11)."""
         return self.watch.hangs
 
+    def doubt(self) -> None:
+        """Nothing is begun before it was renewed."""
+        self._over_at = self.clock()
+
     async def lock(self, session: AsyncSession) -> None:
         """Lock the partition's row, before delivery rows are read or changed (S3). Raises LeaseLost.
 
         If an operator has decided something, what is in hand goes on all the same: it was begun before.
         """
-        row = (await session.execute(self._lock, self._me)).one_or_none()
+        row = (await session.execute(self._lock, {**self._me, **self._guard})).one_or_none()
         decided = 0 if row is None else row.revision - self.at.revision
         if row is None or row.position != self.at.position or decided % statements.DECISION:
             raise self.lost()
         if decided:
             self.at = Position(row.position, row.revision)
             self.outdated = True
+            self.withdrawn = row.state != ACTIVE
 
     async def advance(self, session: AsyncSession, to: int) -> Position:
         """Move the checkpoint to `to`: the last statement before COMMIT. Raises LeaseLost.
@@ -230,14 +149,15 @@ class AsyncLease:
         return self.next(to)
 
     async def _moved(self, session: AsyncSession, to: int) -> bool:
-        moved: CursorResult[Any] = await session.execute(self._advance, self.advancing(to))  # type: ignore[assignment]
-        return moved.rowcount == 1
+        rows, moved = await on_sync_session_async(session, self._advance.run, self.advancing(to))
+        return len(rows) == 1 if self.guarded else moved == 1
 
     def advancing(self, to: int) -> dict[str, Any]:
         """The parameters of a statement that moves the checkpoint to `to`."""
         self._asked_at = self.clock()
         return {
             **self._me,
+            **self._guard,
             "from": self.at.position,
             "at_revision": self.at.revision,
             "to": to,
@@ -268,6 +188,11 @@ class AsyncLease:
         decided = int(row.revision) - expected.revision  # by operators who have come since: an even number
         return bool(row.position == expected.position and decided % statements.DECISION == 0)
 
+    async def check(self, session: AsyncSession) -> None:
+        """Raise LeaseLost if the partition is somebody else's by now, or an operator has taken it away."""
+        if (await session.execute(self._look, self._me)).one_or_none() is None:
+            raise self.lost()
+
     async def reload(self, session: AsyncSession) -> None:
         """Read where the partition stands: what was in hand is not known any more. Ends its transaction. Raises LeaseLost."""
         row = (await session.execute(self._look, self._me)).one_or_none()
@@ -275,6 +200,7 @@ class AsyncLease:
         if row is None:
             raise self.lost()
         self.outdated |= row.revision - self.at.revision not in (0, statements.PROGRESS)
+        self.withdrawn = row.state != ACTIVE
         self.at = Position(row.position, row.revision)
 
     async def renew(self, session: AsyncSession) -> bool:
@@ -293,18 +219,27 @@ class AsyncLease:
         if self.watch.hangs:
             return True
         asked_at = self.clock()
-        renewed: CursorResult[Any] = await session.execute(  # type: ignore[assignment]
-            self._renew, {**self._me, "lease": self._lease.total_seconds()}
+        renewed = await session.execute(
+            self._renew, {**self._me, **self._guard, "lease": self._lease.total_seconds()}
         )
-        mine = renewed.rowcount == 1
+        row = renewed.one_or_none()
         await session.commit()
-        if mine:
-            self._lasts(asked_at)
-        return mine
+        if row is None:
+            return False
+        self._lasts(asked_at)
+        self.withdrawn = row.state != ACTIVE
+        return True
 
     async def release(self, session: AsyncSession) -> None:
-        """Give the lease back; only with no batch in hand (S6). Leaves the transaction open."""
-        await session.execute(self._release, self._me)
+        """Give the lease back; only with no batch in hand (S6). Leaves the transaction open.
+
+        What has killed the owner before us, and was not met yet, is met by the next one as carefully.
+        """
+        await session.execute(self._hand_on if self.care.needed else self._release, self._me)
+
+
+def _milliseconds(span: timedelta) -> str:
+    return str(max(1, round(span.total_seconds() * 1_000)))
 
 
 async def claim_async(
@@ -314,12 +249,24 @@ async def claim_async(
     partition: int,
     *,
     lease: timedelta,
+    before: AsyncLease | None = None,
 ) -> AsyncLease | None:
-    """Take the lease of a partition without waiting; None if somebody else has it. Leaves the transaction open."""
+    """Take the lease of a partition without waiting; None if somebody else has it. Leaves the transaction open.
+
+    `before`: the last lease that this worker had, if it could not give it back.
+    """
     asked_at = AsyncLease.clock()
+    connection = await session.connection()
+    # not in somebody's transaction, which goes on after ours
+    guarded = connection.dialect.name == "postgresql" and isinstance(session.bind, AsyncEngine)
     found = await session.execute(
-        statements.claimable(tables),
-        {"name": settings.name, "partition": partition, "partitions": settings.partitions},
+        statements.claimable(tables, guarded=guarded),
+        {
+            "name": settings.name,
+            "partition": partition,
+            "partitions": settings.partitions,
+            **({"idle": _milliseconds(lease)} if guarded else {}),
+        },
     )
     row = found.one_or_none()
     if row is None:
@@ -337,7 +284,7 @@ async def claim_async(
     )
     if taken.rowcount != 1:
         return None
-    return AsyncLease(
+    claimed = AsyncLease(
         tables,
         settings,
         partition,
@@ -348,4 +295,8 @@ async def claim_async(
         claimed_at=row.now,
         taken_over=row.owner is not None,
         asked_at=asked_at,
+        guarded=guarded,
     )
+    if before is not None and (row.epoch, row.owner) == (before.epoch, before.owner):
+        claimed.inherit(before)
+    return claimed

@@ -36,18 +36,20 @@ def _refuser(operation: str) -> Callable[..., NoReturn]:
     return refuse
 
 
+_REFUSERS = {operation: _refuser(operation) for operation in _ENDING}
+
+
 @contextmanager
 def lent(session: Session) -> Iterator[None]:
     """Lend the session: begins its transaction if none is open; raises if it comes back in another one."""
     if not session.in_transaction():
         session.begin()
     bind = session.bind
-    if isinstance(bind, Engine) and not event.contains(bind, "commit", _refuse_commit_of_connection):
+    if isinstance(bind, Engine) and _refuse_commit_of_connection not in bind.dispatch.commit:
         event.listen(bind, "commit", _refuse_commit_of_connection)
     transaction = session.get_transaction()
     session.info[_LENT] = True
-    for operation in _ENDING:
-        session.__dict__[operation] = _refuser(operation)
+    session.__dict__.update(_REFUSERS)
     try:
         yield
     finally:

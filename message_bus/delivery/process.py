@@ -23,11 +23,11 @@ from message_bus._compat import (
 )
 from message_bus.delivery.housekeeping import promote_due, prune
 from message_bus.delivery.jobs import Stop, Tally
-from message_bus.delivery.lease import ensure_subscriptions
 from message_bus.delivery.own_rows import process_own_rows
 from message_bus.delivery.ownership import refuse_fragile, refuse_unflushed
 from message_bus.delivery.patience import Patience
 from message_bus.delivery.report import OutboxReport, SubscriptionReport, summed
+from message_bus.delivery.starting import ensure_subscriptions
 from message_bus.delivery.subscription import Subscription
 from message_bus.delivery.worker import Worker
 from message_bus.errors import LeaseLost, SettingsError, Unavailable, WiringError, names_of
@@ -149,12 +149,14 @@ class _Step:
         session = self._session
         on_sync_session(session, _check, self._tables)
         look = self._look()
-        waiting = ensure_subscriptions(session, self._tables, everyone, settled=look.settled, high=look.high)
+        standing = ensure_subscriptions(session, self._tables, everyone, settled=look.settled, high=look.high)
         session.commit()
         promoted = promote_due(session, self._tables)
         reports: dict[str, SubscriptionReport] = {}
         for name, (handler, settings) in chosen.items():
-            if name in waiting:
+            if name in standing.waiting:  # for open writers; a later run begins
+                reports[name] = self._report(name, Tally(), busy=False, idle=True)
+            elif name in standing.idle:
                 logger.warning(
                     "subscription %r is idle: it was added to a log with history, or paused (give Subscription(start=...))",
                     name,
@@ -208,7 +210,7 @@ class _Step:
             total.delivered += tally.delivered
             total.passed_over += tally.passed_over
             total.tried += tally.tried
-            total.unavailable |= tally.unavailable
+            total.outage = total.outage or tally.outage
             total.suspicious |= tally.suspicious
         return total, busy
 

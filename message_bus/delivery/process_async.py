@@ -22,11 +22,11 @@ from message_bus._compat import (
 )
 from message_bus.delivery.housekeeping_async import promote_due_async, prune_async
 from message_bus.delivery.jobs import Stop, Tally
-from message_bus.delivery.lease_async import ensure_subscriptions_async
 from message_bus.delivery.own_rows_async import process_own_rows_async
 from message_bus.delivery.ownership import refuse_fragile, refuse_unflushed
 from message_bus.delivery.patience_async import AsyncPatience
 from message_bus.delivery.report import OutboxReport, SubscriptionReport, summed
+from message_bus.delivery.starting_async import ensure_subscriptions_async
 from message_bus.delivery.subscription import Subscription
 from message_bus.delivery.worker_async import AsyncWorker
 from message_bus.errors import LeaseLost, SettingsError, Unavailable, WiringError, names_of
@@ -150,14 +150,16 @@ class _AsyncStep:
         session = self._session
         await on_sync_session_async(session, _check, self._tables)
         look = await self._look()
-        waiting = await ensure_subscriptions_async(
+        standing = await ensure_subscriptions_async(
             session, self._tables, everyone, settled=look.settled, high=look.high
         )
         await session.commit()
         promoted = await promote_due_async(session, self._tables)
         reports: dict[str, SubscriptionReport] = {}
         for name, (handler, settings) in chosen.items():
-            if name in waiting:
+            if name in standing.waiting:  # for open writers; a later run begins
+                reports[name] = await self._report(name, Tally(), busy=False, idle=True)
+            elif name in standing.idle:
                 logger.warning(
                     "subscription %r is idle: it was added to a log with history, or paused (give Subscription(start=...))",
                     name,
@@ -213,7 +215,7 @@ class _AsyncStep:
             total.delivered += tally.delivered
             total.passed_over += tally.passed_over
             total.tried += tally.tried
-            total.unavailable |= tally.unavailable
+            total.outage = total.outage or tally.outage
             total.suspicious |= tally.suspicious
         return total, busy
 

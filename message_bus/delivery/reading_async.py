@@ -7,19 +7,19 @@ and it reads in the order look, then rows (W3). What comes back are plain rows.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
 from sqlalchemy import Row, Select
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from message_bus._compat import on_sync_connection_async
-from message_bus.delivery.jobs import Batch, Job, Position, message_of
+from message_bus._compat import on_sync_connection_async, on_sync_session_async
+from message_bus.delivery.jobs import READ, Batch, Job, Position, message_of
 from message_bus.delivery.lease_async import AsyncLease
 from message_bus.delivery.subscription import Subscription
 from message_bus.messages.definition import definition_of
 from message_bus.storage import statements
+from message_bus.storage.driver import Rendered
 from message_bus.storage.logs import quoted_name
 from message_bus.storage.settled import Look, check_checkpoint
 from message_bus.storage.tables import BLOCKING, DEAD, MessageBusTables
@@ -40,6 +40,7 @@ class AsyncReader:
         hold = settings.on_dead_letter == "hold"
         self.looked = Look(settled=0, high=0)
         self._settings = settings
+        self._names = names
         self._watermark = watermark
         self._blocking = [*BLOCKING, DEAD] if hold else [*BLOCKING]
         self._new_rows = {
@@ -48,17 +49,25 @@ class AsyncReader:
         self._due_rows = {
             light: statements.due_rows(tables, hold_dead=hold, light=light, **part) for light in (False, True)
         }
+        self._has_failures = statements.has_failures(tables, hold_dead=hold)
         self._row_at = statements.row_at(tables)
-        self._leftovers = statements.leftovers(tables, **part)
-        self._advance_and_read: Select[*tuple[Any, ...]] = statements.advance_and_read(
-            tables, names=names, hold_dead=hold, **part
-        )
+        self._leftovers = statements.leftovers(tables, names=names, **part)
+        self._advance_and_read = {
+            guarded: Rendered(
+                statements.advance_and_read(tables, names=names, hold_dead=hold, guarded=guarded, **part)
+            )
+            for guarded in (False, True)
+        }
         self._table = tables.outbox
         self._name: str | None = None
         self._ahead: tuple[int, Batch] | None = None
         self.failures = True
         """Whether rows of the delivery table may be due, or block a key: only the owner and operators make such rows."""
         self._blocked_keys: Select[*tuple[Any, ...]] = statements.blocked_keys(tables)
+
+    def reads(self, message: str | None) -> bool:
+        """Whether messages of this type are the subscription's: `types` may have had it once, or an operator held it."""
+        return self._names is None or message is None or message in self._names
 
     async def now(self, session: AsyncSession) -> datetime:
         """The database's clock. Leaves the transaction open."""
@@ -73,7 +82,7 @@ class AsyncReader:
         """The message with its payload, which careful reads leave out (S6); None if it is gone. Ends its transaction."""
         row = (await session.execute(self._row_at, {"position": job.position})).one_or_none()
         await session.commit()
-        return None if row is None else replace(job, message=message_of(row))
+        return None if row is None else job._replace(message=message_of(row))
 
     async def due(self, session: AsyncSession, *, now: datetime, light: bool = False) -> tuple[Job, ...]:
         """Failed rows due at `now`, and held rows that wait for none but these. Ends its transaction.
@@ -85,6 +94,9 @@ class AsyncReader:
             {"subscription": self._settings.name, "now": now, "limit": self._settings.fetch_size},
         )
         jobs = tuple(Job(message_of(row), row[0], row.state, row.attempts, row.crashes) for row in rows)
+        if not jobs:
+            found = await session.execute(self._has_failures, {"subscription": self._settings.name})
+            self.failures = found.scalar_one()
         await session.commit()
         return jobs
 
@@ -95,7 +107,7 @@ class AsyncReader:
 
         `light`: without payloads.
 
-        Raises: PositionBehind if the checkpoint is ahead of the log (W8).
+        Raises: PositionBehind if the checkpoint is ahead of the log (W8). LeaseLost.
         """
         after = lease.at.position
         ahead, self._ahead = self._ahead, None
@@ -116,6 +128,8 @@ class AsyncReader:
             keys = {job.message.key for job in jobs if job.message.key is not None}
             if keys and self.failures:
                 blocked = await self.blocked(session, keys)
+                # in a later statement: else what blocked may be gone with the lease (G3)
+                await lease.check(session)
         await session.commit()
         self.looked = look
         return self._batch(jobs, blocked, after=after, limit=limit)
@@ -136,21 +150,19 @@ class AsyncReader:
         self._ahead = None
         if not ahead or self.looked.settled <= to or self._name is None:
             return await lease.advance(session, to)
-        found = await session.execute(
-            self._advance_and_read,
-            {
-                **lease.advancing(to),
-                "after": to,
-                "settled": self.looked.settled,
-                "limit": ahead,
-                "log_table": self._name,
-            },
-        )
-        rows = found.all()
+        parameters = {
+            **lease.advancing(to),
+            "after": to,
+            "settled": self.looked.settled,
+            "limit": ahead,
+            "log_table": self._name,
+        }
+        statement = self._advance_and_read[lease.guarded]
+        rows, _ = await on_sync_session_async(session, statement.run, parameters)
         if not rows:
             return await lease.advance(session, to)  # an operator has decided something, or the lease is lost
-        self.failures = rows[0].failures
-        if rows[0].position is not None and not self.failures and not rows[0].hidden:
+        self.failures, hidden = rows[0][READ], rows[0][READ + 1]
+        if rows[0][0] is not None and not self.failures and not hidden:
             jobs = [Job(message_of(row), row[0]) for row in rows]
             self._ahead = (to, self._batch(jobs, frozenset(), after=to, limit=ahead))
         return lease.next(to)

@@ -10,22 +10,29 @@ a new one if there is one.
 
 from __future__ import annotations
 
-import logging
 import random
 from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
+from message_bus._compat import stall_watch_async
 from message_bus.delivery.attempts_async import AsyncAttempts
-from message_bus.delivery.jobs import Change, Crashed, Interrupted, Job, Revived, TakenBack, Tally
+from message_bus.delivery.jobs import (
+    Change,
+    Crashed,
+    Interrupted,
+    Job,
+    Revived,
+    TakenBack,
+    Tally,
+    Unwanted,
+)
 from message_bus.delivery.patience_async import AsyncPatience
-from message_bus.delivery.telling import log_crash
+from message_bus.delivery.telling import log_crash, log_unwanted
 from message_bus.delivery.verdicts import decide_crash
 from message_bus.errors import LeaseLost
 from message_bus.storage.outages import is_outage
-from message_bus.storage.tables import RETRYING, TRYING
-
-logger = logging.getLogger("message_bus.delivery")
+from message_bus.storage.tables import DEAD, RETRYING, TRYING
 
 OUTAGES_IN_A_ROW = 3  # after a serialization failure or a lost connection the next attempt usually succeeds
 
@@ -42,6 +49,12 @@ class AsyncRun(AsyncAttempts):
         Raises: LeaseLost; what was in hand is rolled back. Errors of the database that do not pass.
         """
         self._limit = float("inf") if limit is None else limit
+        with stall_watch_async() as self._stall:
+            await self._passes(patience)
+        self._tally.suspicious = self._lease.suspicion.active
+        return self._tally
+
+    async def _passes(self, patience: AsyncPatience | None) -> None:
         interruptions = 0
         while self._left():
             progress = self._tally.tried
@@ -55,13 +68,12 @@ class AsyncRun(AsyncAttempts):
                 continue
             if not moved and (patience is None or not await patience.wait(self._reader.looked)):
                 break
-        self._tally.suspicious = self._lease.suspicion.active
-        return self._tally
 
     def _left(self) -> bool:
         return (
             self._tally.tried < self._limit
             and not self._stop.asked
+            and not self._lease.withdrawn
             and not self._lease.suspicion.waits(self._lease.clock())
         )
 
@@ -104,11 +116,9 @@ class AsyncRun(AsyncAttempts):
     async def _settle_in(self) -> None:
         """Once after a claim: count who has killed the last owner (G7), revive what was unknown to it."""
         await self._take_back()
-        if self._now is None:
-            settled_in = self._lease.settled_in
-            self._now = await self._reader.now(self._session) if settled_in else self._lease.claimed_at
         if self._lease.settled_in:
             return
+        self._now = self._lease.claimed_at
         if self._changes_for(await self._reader.leftovers(self._session)):
             await self._session.commit()
             await self._lease.lock(self._session)  # in a later statement (S3)
@@ -117,8 +127,13 @@ class AsyncRun(AsyncAttempts):
             await self._recorder.commit(self._session, changes, to=self._lease.at.position)
             names = {row.position: row.message for row in left}
             for change in changes:
-                if isinstance(change, Crashed):
-                    log_crash(self._settings, change.position, names[change.position], change.verdict)
+                match change:
+                    case Crashed(position=position, verdict=verdict):
+                        log_crash(self._settings, position, names[position], verdict)
+                    case Unwanted(position=position):
+                        log_unwanted(self._settings, position, names[position])
+                    case _:
+                        pass
         else:
             await self._session.commit()
         self._lease.settled_in = True
@@ -128,7 +143,9 @@ class AsyncRun(AsyncAttempts):
         registry = getattr(getattr(self._handler, "bus", None), "registry", ())
         changes: list[Change] = []
         for row in left:
-            if row.state != TRYING:
+            if row.state != DEAD and not self._reader.reads(row.message):
+                changes.append(Unwanted(row.position, row.state))
+            elif row.state != TRYING:
                 if row.message in registry:
                     changes.append(Revived(row.position))
             elif self._lease.taken_over:
@@ -144,7 +161,8 @@ class AsyncRun(AsyncAttempts):
         """Try what is due, one by one: was there anything?"""
         if not self._reader.failures:
             return False
-        assert self._now is not None, "settled in"
+        if self._now is None:
+            self._now = await self._reader.now(self._session)
         care = self._lease.care
         careful = care.due > 0
         due = await self._reader.due(self._session, now=self._now, light=careful)
@@ -157,7 +175,11 @@ class AsyncRun(AsyncAttempts):
                 waiting |= {job.message.key} if job.message.key is not None else set()
                 continue
             moved = True
-            if careful or job.crashes:
+            if not self._reader.reads(job.message.message):
+                unwanted = Unwanted(job.position, str(job.state))
+                await self._recorder.commit(self._session, [unwanted], to=self._lease.at.position)
+                log_unwanted(self._settings, job.position, job.message.message)
+            elif careful or job.crashes:
                 await self._carefully(job, waiting, to=self._lease.at.position)
             else:
                 await self._together((job,), waiting, to=self._lease.at.position)
@@ -165,7 +187,8 @@ class AsyncRun(AsyncAttempts):
         return moved
 
     def _fetch(self, in_hand: int = 0) -> int:
-        return int(max(0, min(self._settings.fetch_size, self._limit - self._tally.tried - in_hand)))
+        most = max(self._settings.fetch_size, self._group_size())
+        return int(max(0, min(most, self._limit - self._tally.tried - in_hand)))
 
     async def _new(self) -> bool:
         """Read new messages and try them: was there anything?"""
@@ -206,6 +229,8 @@ class AsyncRun(AsyncAttempts):
     def _next_group(self, jobs: Sequence[Job], index: int, blocked: set[str]) -> Sequence[Job]:
         """From `index`: as many as share a commit; messages that are only recorded as held do not count."""
         size = 1 if self._lease.suspicion.active else self._group_size()
+        if not blocked:
+            return jobs[index : index + size]
         end = index
         handled = 0
         while end < len(jobs) and handled < size:
@@ -218,14 +243,10 @@ class AsyncRun(AsyncAttempts):
 
     async def _recover(self, interrupted: Interrupted, *, final: bool) -> None:
         """After an outage: read where we stand and go on, or stop if it does not pass. Raises LeaseLost."""
+        if interrupted.database:
+            self._lease.doubt()  # a server that can only be read would let handlers run, and not record what they did
         if final or not interrupted.database:
-            extra = {"subscription": self._settings.name}
-            said = type(interrupted.error).__name__
-            logger.warning(
-                "subscription %r stops for now: out of reach: %s", self._settings.name, said, extra=extra
-            )
-            logger.debug("what is out of reach", exc_info=interrupted.error, extra=extra)
-            self._tally.unavailable = True
+            self._tally.outage = interrupted.error
             return
         self._reader.forget()
         await self._lease.reload(self._session)

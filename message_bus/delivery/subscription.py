@@ -27,11 +27,14 @@ class Subscription:
 
     `name`: None means the handler's class name. `mode`: "transactional" runs the handlers of a message on a session
     whose commit also moves the checkpoint (G5); "concurrent" runs them without a transaction and records afterwards.
-    `start`: where a new subscription begins: "beginning", "now", a time (aware), or a position it starts after.
-    `types`: only these message types; None is all. `messages_per_commit`: above 1 messages share one commit, for at
-    most `commit_within`. `fetch_size`: rows read at once. `partitions`: parallel parts by key. `concurrency`: keys
-    in hand at once in concurrent mode. `max_attempts`, `backoff`: then a dead letter. `unavailable_on`: exception
-    types that mean an outage (G8). `on_dead_letter`: whether a key continues after a dead letter or is held.
+    `start`: where a new subscription begins: "beginning", "now", a time (aware), or a position it starts after. "now"
+    leaves out what is committed already; as long as a transaction that has written messages is open it waits, idle.
+    `types`: only these message types; None is all. What had failed or was held of a type that is taken out is passed
+    over; its dead letters stay. `messages_per_commit`: above 1 messages share one commit, for at
+    most `commit_within`. `fetch_size`: rows read at once, at least as many as share a commit. `partitions`: parallel parts
+    by key. `concurrency`: keys in hand at once in concurrent mode. `max_attempts`, `backoff`: then a dead letter.
+    `unavailable_on`: exception types that mean an outage (G8). `on_dead_letter`: whether a key continues after a dead
+    letter or is held.
     `handler_timeout`: how long the handling of one message may take; None is for ever. An async handler is cancelled
     then, a failed attempt; a sync one cannot be: its worker loses the lease, and another one takes over (S11).
 

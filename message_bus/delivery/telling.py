@@ -60,6 +60,46 @@ def log_crash(settings: Subscription, position: int, message: str | None, verdic
     )
 
 
+def log_unwanted(settings: Subscription, position: int, message: str | None) -> None:
+    """One line for a message that had failed or was held, of a type that was taken out of `types`."""
+    logger.warning(
+        "%s at position %d is passed over: subscription %r does not read its type any more",
+        message,
+        position,
+        settings.name,
+        extra={"subscription": settings.name, "position": position, "message_type": message},
+    )
+
+
+def log_stall(settings: Subscription, handlers: str, what: str, seconds: float) -> None:
+    """One line for a handler that has blocked the event loop, and with it every heartbeat (S11)."""
+    logger.error(
+        "the event loop stood still for %.1f s while %s handled %s: no lease was renewed meanwhile (do what blocks in a "
+        "thread, with asyncio.to_thread)",
+        seconds,
+        handlers,
+        what,
+        extra={"subscription": settings.name},
+    )
+
+
+def log_outage(settings: Subscription, error: Exception) -> None:
+    """One line when something a subscription needs goes out of reach."""
+    extra = {"subscription": settings.name}
+    said = type(error).__name__
+    logger.warning("subscription %r stops for now: out of reach: %s", settings.name, said, extra=extra)
+    logger.debug("what is out of reach", exc_info=error, extra=extra)
+
+
+def log_end_of_outage(settings: Subscription) -> None:
+    """One line when it is in reach again."""
+    logger.warning(
+        "subscription %r goes on: what it needs is in reach again",
+        settings.name,
+        extra={"subscription": settings.name},
+    )
+
+
 def _said(error: Exception) -> str:
     """The error's type; its text only if it is one of ours, which hold no values."""
     name = type(error).__name__

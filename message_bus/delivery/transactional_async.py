@@ -28,20 +28,16 @@ class AsyncTransactionalRun(AsyncRun):
         held: list[Change] = []
         called: list[Job] = []
         handled: list[bool] = []
-        started = monotonic()
+        ends_at = monotonic() + self._settings.commit_within.total_seconds()
         done = 0
         try:
             await on_sync_session_async(self._session, forget_loaded)
             with lent(plain_session_async(self._session)):
                 for job in jobs:
-                    if called and (
-                        self._stop.asked
-                        or self._lease.over
-                        or monotonic() - started > self._settings.commit_within.total_seconds()
-                    ):
+                    if called and (self._must_end() or monotonic() > ends_at):
                         break
                     done += 1
-                    if self._waits(job, blocked):
+                    if blocked and self._waits(job, blocked):
                         held.append(Held(job))
                     else:
                         called.append(job)
@@ -72,9 +68,10 @@ class AsyncTransactionalRun(AsyncRun):
             await self._recorder.commit(self._session, [*held, failed], to=end_of(jobs, done, to))
             self._block(failed, blocked)
             handled = []
-        for each in handled:
+        if handled:
             self._lease.suspicion.succeeded()
-            self._count(each)
+            self._tally.delivered += handled.count(True)
+            self._tally.passed_over += handled.count(False)
         self._tally.tried += len(called)
         return done
 

@@ -5,8 +5,7 @@ The engine says what begins and what ends; the lease asks before it is renewed, 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from datetime import timedelta
 from typing import Final
 
@@ -19,18 +18,19 @@ class Watch:
     def __init__(self, timeout: timedelta | None, clock: Callable[[], float]) -> None:
         self._timeout = None if timeout is None else timeout.total_seconds()
         self._clock = clock
-        self._since: dict[object, tuple[str, float]] = {}
+        self._since: dict[object, tuple[object, float]] = {}
         self._told: set[object] = set()
 
-    @contextmanager
-    def handling(self, what: str) -> Iterator[None]:
-        """`what` is in hand until the block ends."""
+    def begin(self, what: object) -> object:
+        """`what` is in hand from now on; give what this returns to `end`."""
         token = object()
         self._since[token] = what, self._clock()
-        try:
-            yield
-        finally:
-            del self._since[token]
+        return token
+
+    def end(self, token: object) -> None:
+        """It is not any more."""
+        del self._since[token]
+        if self._told:
             self._told.discard(token)
 
     @property
@@ -42,9 +42,9 @@ class Watch:
         """What hangs and was not reported yet."""
         new = [(token, what) for token, what in self._hanging() if token not in self._told]
         self._told.update(token for token, _ in new)
-        return [what for _, what in new]
+        return [str(what) for _, what in new]
 
-    def _hanging(self) -> list[tuple[object, str]]:
+    def _hanging(self) -> list[tuple[object, object]]:
         if self._timeout is None:
             return []
         limit = self._clock() - self._timeout - GRACE

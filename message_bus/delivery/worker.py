@@ -20,7 +20,8 @@ from sqlalchemy import NullPool, QueuePool
 from sqlalchemy.engine import Engine
 from sqlalchemy.orm import Session
 
-from message_bus._compat import Ticker, session_factory
+from message_bus._compat import Ticker
+from message_bus.delivery.changes import Recorder
 from message_bus.delivery.engine import ConcurrentRun, Run, TransactionalRun
 from message_bus.delivery.hands import Hands
 from message_bus.delivery.jobs import Stop, Tally
@@ -28,6 +29,7 @@ from message_bus.delivery.lease import Lease, claim
 from message_bus.delivery.patience import Patience
 from message_bus.delivery.reading import Reader
 from message_bus.delivery.subscription import Subscription
+from message_bus.delivery.telling import log_end_of_outage, log_outage
 from message_bus.storage.outages import is_outage
 from message_bus.storage.tables import MessageBusTables
 from message_bus.storage.watermark import Watermark
@@ -62,13 +64,29 @@ class Worker:
         self._lease_time = lease
         self._stop = stop
         self._hands = Hands() if hands is None else hands
+        self._not_given_back: Lease | None = None
+        self._outage = False
+        self._recorder: Recorder | None = None
 
     def claim(self, session: Session) -> bool:
         """Take the lease without waiting; False if somebody else has it."""
-        self.lease = claim(session, self._tables, self.settings, self.partition, lease=self._lease_time)
+        claimed = claim(
+            session,
+            self._tables,
+            self.settings,
+            self.partition,
+            lease=self._lease_time,
+            before=self._not_given_back,
+        )
         session.commit()
+        self.lease = claimed
+        if claimed is not None:
+            self._not_given_back = None
         self.reader = Reader(self._tables, self.settings, self.partition, self._watermark)
-        return self.lease is not None
+        if claimed is None:
+            return False
+        self._recorder = Recorder(self._tables, claimed, self.reader)
+        return True
 
     def run(self, session: Session, *, limit: int | None = None, patience: Patience | None = None) -> Tally:
         """Handle messages until nothing is left, `limit` were tried, a stop is asked, or something is out of reach.
@@ -79,6 +97,7 @@ class Worker:
         """
         assert self.lease is not None, "claim first"
         assert self.reader is not None
+        assert self._recorder is not None
         mode = self.settings.mode or self._handler.default_mode
         kind: type[Run] = TransactionalRun if mode == "transactional" else ConcurrentRun
         run = kind(
@@ -88,12 +107,18 @@ class Worker:
             settings=self.settings,
             lease=self.lease,
             reader=self.reader,
+            recorder=self._recorder,
             context=self._bus.context,
-            sessions=session_factory(session),
             stop=self._stop,
             hands=self._hands,
         )
-        return run.run(limit=limit, patience=patience)
+        tally = run.run(limit=limit, patience=patience)
+        if tally.outage is not None and not self._outage:
+            log_outage(self.settings, tally.outage)
+        elif self._outage and tally.outage is None:
+            log_end_of_outage(self.settings)
+        self._outage = tally.unavailable
+        return tally
 
     @contextmanager
     def beating(self, session: Session) -> Iterator[None]:
@@ -112,11 +137,16 @@ class Worker:
         if lease is None:
             return
         try:
+            if or_leave:
+                session.rollback()  # what has failed may have left its transaction open
             lease.release(session)
             session.commit()
         except Exception as error:
             if not or_leave:
                 raise
+            self._not_given_back = (
+                lease  # as long as nobody else takes it, this worker goes on where it was (S6)
+            )
             session.rollback()
             logger.warning(
                 "the lease of subscription %r is left to expire: %s",
@@ -145,7 +175,12 @@ class _Heartbeat:
     def __call__(self) -> bool:
         try:
             with Session(self._engine) as session:
-                renewed = self._lease.renew(session)
+                try:
+                    renewed = self._lease.renew(session)
+                except Exception as error:
+                    if is_outage(error):
+                        session.invalidate()  # it may lead to what was the primary before a failover
+                    raise
                 session.commit()
                 return renewed
         except Exception as error:

@@ -18,7 +18,8 @@ from typing import Any
 from sqlalchemy import NullPool, QueuePool
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 
-from message_bus._compat import AsyncTicker, session_factory_async
+from message_bus._compat import AsyncTicker
+from message_bus.delivery.changes_async import AsyncRecorder
 from message_bus.delivery.engine_async import AsyncConcurrentRun, AsyncRun, AsyncTransactionalRun
 from message_bus.delivery.hands_async import AsyncHands
 from message_bus.delivery.jobs import Stop, Tally
@@ -26,6 +27,7 @@ from message_bus.delivery.lease_async import AsyncLease, claim_async
 from message_bus.delivery.patience_async import AsyncPatience
 from message_bus.delivery.reading_async import AsyncReader
 from message_bus.delivery.subscription import Subscription
+from message_bus.delivery.telling import log_end_of_outage, log_outage
 from message_bus.storage.outages import is_outage
 from message_bus.storage.tables import MessageBusTables
 from message_bus.storage.watermark_async import AsyncWatermark
@@ -60,15 +62,29 @@ class AsyncWorker:
         self._lease_time = lease
         self._stop = stop
         self._hands = AsyncHands() if hands is None else hands
+        self._not_given_back: AsyncLease | None = None
+        self._outage = False
+        self._recorder: AsyncRecorder | None = None
 
     async def claim(self, session: AsyncSession) -> bool:
         """Take the lease without waiting; False if somebody else has it."""
-        self.lease = await claim_async(
-            session, self._tables, self.settings, self.partition, lease=self._lease_time
+        claimed = await claim_async(
+            session,
+            self._tables,
+            self.settings,
+            self.partition,
+            lease=self._lease_time,
+            before=self._not_given_back,
         )
         await session.commit()
+        self.lease = claimed
+        if claimed is not None:
+            self._not_given_back = None
         self.reader = AsyncReader(self._tables, self.settings, self.partition, self._watermark)
-        return self.lease is not None
+        if claimed is None:
+            return False
+        self._recorder = AsyncRecorder(self._tables, claimed, self.reader)
+        return True
 
     async def run(
         self, session: AsyncSession, *, limit: int | None = None, patience: AsyncPatience | None = None
@@ -81,6 +97,7 @@ class AsyncWorker:
         """
         assert self.lease is not None, "claim first"
         assert self.reader is not None
+        assert self._recorder is not None
         mode = self.settings.mode or self._handler.default_mode
         kind: type[AsyncRun] = AsyncTransactionalRun if mode == "transactional" else AsyncConcurrentRun
         run = kind(
@@ -90,12 +107,18 @@ class AsyncWorker:
             settings=self.settings,
             lease=self.lease,
             reader=self.reader,
+            recorder=self._recorder,
             context=self._bus.context,
-            sessions=session_factory_async(session),
             stop=self._stop,
             hands=self._hands,
         )
-        return await run.run(limit=limit, patience=patience)
+        tally = await run.run(limit=limit, patience=patience)
+        if tally.outage is not None and not self._outage:
+            log_outage(self.settings, tally.outage)
+        elif self._outage and tally.outage is None:
+            log_end_of_outage(self.settings)
+        self._outage = tally.unavailable
+        return tally
 
     @asynccontextmanager
     async def beating(self, session: AsyncSession) -> AsyncIterator[None]:
@@ -114,11 +137,16 @@ class AsyncWorker:
         if lease is None:
             return
         try:
+            if or_leave:
+                await session.rollback()  # what has failed may have left its transaction open
             await lease.release(session)
             await session.commit()
         except Exception as error:
             if not or_leave:
                 raise
+            self._not_given_back = (
+                lease  # as long as nobody else takes it, this worker goes on where it was (S6)
+            )
             await session.rollback()
             logger.warning(
                 "the lease of subscription %r is left to expire: %s",
@@ -147,7 +175,12 @@ class _AsyncHeartbeat:
     async def __call__(self) -> bool:
         try:
             async with AsyncSession(self._engine) as session:
-                renewed = await self._lease.renew(session)
+                try:
+                    renewed = await self._lease.renew(session)
+                except Exception as error:
+                    if is_outage(error):
+                        await session.invalidate()  # it may lead to what was the primary before a failover
+                    raise
                 await session.commit()
                 return renewed
         except Exception as error:

@@ -10,7 +10,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import timedelta
-from typing import Any
+from typing import Any, Final
 
 from sqlalchemy import Engine
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
@@ -21,6 +21,7 @@ from message_bus.delivery.worker_async import AsyncWorker
 from message_bus.errors import SettingsError, WiringError
 from message_bus.relay.board import AsyncBoard
 from message_bus.relay.health import Health, health_of
+from message_bus.relay.listening import AsyncListener
 from message_bus.relay.stations_async import AsyncStation
 from message_bus.relay.watching_async import AsyncHousekeeper, AsyncWatcher
 from message_bus.relay.wiring import (
@@ -37,6 +38,8 @@ from message_bus.storage.tables import MessageBusTables
 from message_bus.storage.watermark_async import AsyncWatermark
 
 logger = logging.getLogger("message_bus.relay")
+
+_AGAIN: Final = 0.2  # seconds
 
 
 class AsyncRelay(AnyRelay):
@@ -94,12 +97,18 @@ class AsyncRelay(AnyRelay):
         self._ended = asyncio.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._tasks: list[asyncio.Task[None]] = []
+        self._listening: asyncio.Task[None] | None = None  # has nothing in hand: not waited for
         watermark = AsyncWatermark(tables)
         hands = AsyncHands()
         handlers = subscriptions_of("AsyncRelay", bus)
         wanted = [settings for _, settings in handlers]
         self._watcher = AsyncWatcher(
             AsyncEngine(engine), tables, [str(settings.name) for settings in wanted], self._board, poll=poll
+        )
+        self._listener = (
+            AsyncListener(AsyncEngine(engine), tables, self._board)
+            if listen and engine.dialect.name == "postgresql"
+            else None
         )
         self._housekeeper = AsyncHousekeeper(
             factory, tables, wanted, watermark, self._board, retention=retention
@@ -198,6 +207,10 @@ class AsyncRelay(AnyRelay):
         self._tasks = [
             asyncio.create_task(self._guarded(part), name=f"message_bus relay {name}") for name, part in parts
         ]
+        if self._listener is not None:
+            self._listening = asyncio.create_task(
+                self._guarded(self._listener.listen), name="message_bus relay listener"
+            )
 
     async def _guarded(self, part: Callable[[], Awaitable[None]]) -> None:
         try:
@@ -224,6 +237,11 @@ class AsyncRelay(AnyRelay):
 
     async def _cancel(self) -> None:
         bells.take_down(self._board.ring)
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        tasks = [*self._tasks, *([] if self._listening is None else [self._listening])]
+        while left := [task for task in tasks if not task.done()]:
+            for (
+                task
+            ) in left:  # again and again: a driver may raise an error of its own in place of the cancellation
+                task.cancel()
+            await asyncio.wait(left, timeout=_AGAIN)
+        await asyncio.gather(*tasks, return_exceptions=True)

@@ -35,6 +35,8 @@ class _AnyBoard:
         """Whether the subscriptions are there."""
         self.down = False
         """Whether the database is out of reach."""
+        self.listening = False
+        """Whether notifications reach us, so that writers can wake us."""
 
     def outage(self, error: Exception) -> None:
         """Say once that the database is out of reach."""
@@ -53,44 +55,78 @@ class _AnyBoard:
             logger.warning("the database is back; the relay goes on")
 
 
+class _Waiter:
+    """One thread that waits."""
+
+    def __init__(self, wanted: Callable[[], bool]) -> None:
+        self.wanted = wanted
+        self.woken = threading.Event()
+
+
 class Board(_AnyBoard):
-    """For threads."""
+    """For threads. Only those wake up that something has come for: with each other one the first would share its start."""
 
     def __init__(self) -> None:
         super().__init__()
-        self._changed = threading.Condition()
+        self._lock = threading.RLock()
+        self._waiters: list[_Waiter] = []
 
     def post(self, signs: Signs | None) -> None:
         """Let everybody see what was seen."""
-        with self._changed:
+        with self._lock:
             self.signs = signs
             self.posts += 1
-            self._changed.notify_all()
+            self._wake()
 
     def ring(self) -> int:
         """Say that there is work; the number of this ring."""
-        with self._changed:
+        with self._lock:
             self.rings += 1
-            self._changed.notify_all()
+            self._wake()
             return self.rings
+
+    def heard(self) -> None:
+        """Say that a notification has come."""
+        self.listening = True
+        self.ring()
 
     def stir(self) -> None:
         """Say that something has changed."""
-        with self._changed:
+        with self._lock:
             self.stirs += 1
-            self._changed.notify_all()
+            self._wake()
 
     def ask_to_stop(self) -> None:
         """Let everybody end what is in hand and begin nothing else."""
-        with self._changed:
+        with self._lock:
             self.stop.asked = True
-            self._changed.notify_all()
+            self._wake()
 
     def wait(self, wanted: Callable[[], bool], timeout: float | None = None) -> bool:
-        """Wait until `wanted`, a stop is asked, or `timeout` seconds have passed; whether it was wanted."""
-        with self._changed:
-            self._changed.wait_for(lambda: self.stop.asked or wanted(), timeout)
-            return wanted()
+        """Wait until `wanted`, a stop is asked, or `timeout` seconds have passed; whether it was wanted.
+
+        `wanted` is also asked by whoever changes something, in their thread.
+        """
+        deadline = None if timeout is None else time.monotonic() + timeout
+        waiter = _Waiter(wanted)
+        with self._lock:
+            self._waiters.append(waiter)
+        try:
+            while not (self.stop.asked or wanted()):
+                left = None if deadline is None else deadline - time.monotonic()
+                if left is not None and left <= 0:
+                    break
+                waiter.woken.wait(left)
+                waiter.woken.clear()
+        finally:
+            with self._lock:
+                self._waiters.remove(waiter)
+        return wanted()
+
+    def _wake(self) -> None:
+        for waiter in self._waiters:
+            if self.stop.asked or waiter.wanted():
+                waiter.woken.set()
 
 
 class AsyncBoard(_AnyBoard):
@@ -116,9 +152,18 @@ class AsyncBoard(_AnyBoard):
         self._wake_from_anywhere()
         return number
 
+    def heard(self) -> None:
+        """Say that a notification has come."""
+        self.listening = True
+        self.ring()
+
     def stir(self) -> None:
         """Say that something has changed."""
         self.stirs += 1
+        self._wake()
+
+    def look_up(self) -> None:
+        """Let whoever waits see whether what it waits for is there."""
         self._wake()
 
     def ask_to_stop(self) -> None:

@@ -8,6 +8,7 @@ from typing import Final
 from message_bus.storage.signs import Signs
 
 _SOON: Final = 0.02  # seconds
+_VERY_SOON: Final = 0.005
 _FIRST_RETRY: Final = 0.1
 _LAST_RETRY: Final = 10.0
 _FIRST_LOOK: Final = 0.002
@@ -15,15 +16,23 @@ _LAST_LOOK: Final = 0.1
 
 
 class Pace:
-    """The pauses of the watcher: 20 ms after something has happened, doubling to `poll` seconds while nothing does."""
+    """The pauses of the watcher: short after something has happened, doubling to `poll` seconds while nothing does.
+
+    They begin with 20 ms, or with 5 ms where somebody sleeps after two of them, to be woken by a notification.
+    """
 
     def __init__(self, poll: float) -> None:
         self._poll = poll
         self._pause = min(_SOON, poll)
 
-    def quicken(self) -> None:
+    @property
+    def drowsy(self) -> bool:
+        """Whether nothing has happened for long enough to let oneself be woken."""
+        return self._pause > min(_SOON, self._poll)
+
+    def quicken(self, *, listening: bool = False) -> None:
         """Something has happened, so more may."""
-        self._pause = min(_SOON, self._poll)
+        self._pause = min(_VERY_SOON if listening else _SOON, self._poll)
 
     def next(self, signs: Signs | None) -> float:
         """Seconds to wait now: not beyond the next instant at which something is due."""

@@ -24,6 +24,7 @@ from message_bus.delivery.worker import Worker
 from message_bus.errors import SettingsError, WiringError
 from message_bus.relay.board import Board
 from message_bus.relay.health import Health, health_of
+from message_bus.relay.listening import Listener
 from message_bus.relay.stations import Station
 from message_bus.relay.watching import Housekeeper, Watcher
 from message_bus.relay.wiring import (
@@ -50,8 +51,9 @@ class Relay(AnyRelay):
 
     `sessions`: a sessionmaker or an Engine; handlers get sessions of it. `lease`: how long a worker may be silent (killed,
     frozen) before another one takes its place. `poll`: the longest pause between two looks at a quiet database; they begin
-    with 20 ms. `listen`: accepted; so far only commits of this process are heard of at once. `retention`: how long
-    delivered messages are kept; None is for ever. `drain_timeout`: how long a stop waits for what is in hand.
+    with 20 ms. `listen`: be woken by whoever commits a message (PostgreSQL; not behind a pooler in transaction mode).
+    `retention`: how long delivered messages are kept; None is for ever. `drain_timeout`: how long a stop waits for what is
+    in hand.
 
     Any number of relays may work on one database: each partition of a subscription belongs to one of them, another takes
     over when that one ends or dies (G2, G3, G6). An outage of the database is waited for. Use it once.
@@ -106,6 +108,9 @@ class Relay(AnyRelay):
         self._watcher = Watcher(
             engine, tables, [str(settings.name) for settings in wanted], self._board, poll=poll
         )
+        self._listener = (
+            Listener(engine, tables, self._board) if listen and engine.dialect.name == "postgresql" else None
+        )
         self._housekeeper = Housekeeper(factory, tables, wanted, watermark, self._board, retention=retention)
         self._stations = [
             Station(
@@ -149,6 +154,8 @@ class Relay(AnyRelay):
     def stop(self) -> None:
         """Ask it to finish what is in hand and end; returns at once. Any thread may call it, also twice."""
         self._board.ask_to_stop()
+        if self._listener is not None:
+            self._listener.stop()
         self._ended.set()
 
     def __enter__(self) -> Relay:
@@ -187,6 +194,7 @@ class Relay(AnyRelay):
         parts: list[tuple[str, Callable[[], None]]] = [
             ("watcher", self._watcher.watch),
             ("housekeeper", self._housekeeper.keep),
+            *((("listener", self._listener.listen),) if self._listener is not None else ()),
             *((str(station), station.serve) for station in self._stations),
         ]
         for name, part in parts:

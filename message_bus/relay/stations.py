@@ -25,7 +25,7 @@ from message_bus.errors import LeaseLost, WiringError
 from message_bus.relay.board import Board
 from message_bus.relay.pace import Backoff, pause_before_next_run
 from message_bus.repositories.waiting import clause_for
-from message_bus.storage.outages import is_outage
+from message_bus.storage.outages import is_outage, is_read_only
 from message_bus.storage.signs import Part
 from message_bus.storage.tables import MessageBusTables
 
@@ -68,6 +68,7 @@ class Station:
         self._said_standby = False
         self._ran_at_post = 0
         self._unsettled_since: float | None = None
+        self._met_read_only = False
 
     def __str__(self) -> str:
         return f"{self._key[0]}[{self._key[1]}]"
@@ -93,7 +94,8 @@ class Station:
                         self._claim_and_work(session)
                     except Exception as error:
                         if is_outage(error):
-                            (session.invalidate())  # it may lead to what was the primary before a failover
+                            # it may lead to what was the primary before a failover
+                            session.invalidate()
                         raise
             except LeaseLost as lost:
                 logger.warning("%s", lost, extra={"subscription": self._key[0], "partition": self._key[1]})
@@ -101,7 +103,7 @@ class Station:
                 raise
             except Exception as error:
                 if is_outage(error):
-                    self._board.outage(error)
+                    self._tell(error)
                 else:
                     logger.exception("subscription %s failed and is tried again", self)
                 self._back_off()
@@ -156,11 +158,15 @@ class Station:
             worker.lease.claimed_at = max(worker.lease.claimed_at, signs.now)
             worker.reader.failures |= part.due is not None
         tally = worker.run(session)
-        if tally.unavailable:
+        if tally.outage is not None:
             self.state = UNAVAILABLE
+            if is_read_only(tally.outage):
+                self._tell(tally.outage)
+                session.invalidate()
             self._back_off()
             return
         self._backoff.reset()
+        self._met_read_only = False
         self.state = WAITING
         if board.stop.asked:
             return
@@ -181,6 +187,12 @@ class Station:
         if self._unsettled_since is None:
             self._unsettled_since = now
         return pause_before_next_run(now - self._unsettled_since)
+
+    def _tell(self, error: Exception) -> None:
+        """Say that the database is out of reach; not of a single connection that still led to what was the primary."""
+        if self._met_read_only or not is_read_only(error):
+            self._board.outage(error)
+        self._met_read_only = is_read_only(error)
 
     def _back_off(self) -> None:
         self._board.wait(_never, self._backoff.next(random.random()))

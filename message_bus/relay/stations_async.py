@@ -24,7 +24,7 @@ from message_bus.errors import LeaseLost, WiringError
 from message_bus.relay.board import AsyncBoard
 from message_bus.relay.pace import Backoff, pause_before_next_run
 from message_bus.repositories.waiting import clause_for
-from message_bus.storage.outages import is_outage
+from message_bus.storage.outages import is_outage, is_read_only
 from message_bus.storage.signs import Part
 from message_bus.storage.tables import MessageBusTables
 
@@ -67,6 +67,7 @@ class AsyncStation:
         self._said_standby = False
         self._ran_at_post = 0
         self._unsettled_since: float | None = None
+        self._met_read_only = False
 
     def __str__(self) -> str:
         return f"{self._key[0]}[{self._key[1]}]"
@@ -92,9 +93,8 @@ class AsyncStation:
                         await self._claim_and_work(session)
                     except Exception as error:
                         if is_outage(error):
-                            await (
-                                session.invalidate()
-                            )  # it may lead to what was the primary before a failover
+                            # it may lead to what was the primary before a failover
+                            await session.invalidate()
                         raise
             except LeaseLost as lost:
                 logger.warning("%s", lost, extra={"subscription": self._key[0], "partition": self._key[1]})
@@ -102,7 +102,7 @@ class AsyncStation:
                 raise
             except Exception as error:
                 if is_outage(error):
-                    self._board.outage(error)
+                    self._tell(error)
                 else:
                     logger.exception("subscription %s failed and is tried again", self)
                 await self._back_off()
@@ -157,11 +157,15 @@ class AsyncStation:
             worker.lease.claimed_at = max(worker.lease.claimed_at, signs.now)
             worker.reader.failures |= part.due is not None
         tally = await worker.run(session)
-        if tally.unavailable:
+        if tally.outage is not None:
             self.state = UNAVAILABLE
+            if is_read_only(tally.outage):
+                self._tell(tally.outage)
+                await session.invalidate()
             await self._back_off()
             return
         self._backoff.reset()
+        self._met_read_only = False
         self.state = WAITING
         if board.stop.asked:
             return
@@ -182,6 +186,12 @@ class AsyncStation:
         if self._unsettled_since is None:
             self._unsettled_since = now
         return pause_before_next_run(now - self._unsettled_since)
+
+    def _tell(self, error: Exception) -> None:
+        """Say that the database is out of reach; not of a single connection that still led to what was the primary."""
+        if self._met_read_only or not is_read_only(error):
+            self._board.outage(error)
+        self._met_read_only = is_read_only(error)
 
     async def _back_off(self) -> None:
         await self._board.wait(_never, self._backoff.next(random.random()))

@@ -14,30 +14,40 @@ from datetime import timedelta
 from time import monotonic
 from typing import Any
 
+from sqlalchemy import event
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession
+from sqlalchemy.pool import ConnectionPoolEntry
 
 from message_bus._compat import bound_to_async, on_sync_connection_async
 from message_bus.delivery.housekeeping_async import promote_due_async, prune_async
-from message_bus.delivery.lease_async import ensure_subscriptions_async
+from message_bus.delivery.starting_async import ensure_subscriptions_async
 from message_bus.delivery.subscription import Subscription
 from message_bus.errors import UnsupportedDatabase, WiringError
 from message_bus.relay.board import AsyncBoard
 from message_bus.relay.pace import Backoff, Pace
 from message_bus.repositories.waiting import clause_for
+from message_bus.storage.channel import ASLEEP, fall_asleep, wake_up
 from message_bus.storage.logs import quoted_name
-from message_bus.storage.outages import is_outage
+from message_bus.storage.outages import is_outage, is_read_only
 from message_bus.storage.preconditions import check_log, check_reader
-from message_bus.storage.signs import signs, signs_of
+from message_bus.storage.signs import Signs, signs, signs_of
 from message_bus.storage.tables import MessageBusTables
 from message_bus.storage.watermark_async import AsyncWatermark
 
 logger = logging.getLogger("message_bus.relay")
 
 ROUND = 60.0  # seconds between two rounds of the housekeeper
+WAITING_FOR_WRITERS = 0.5  # the same, while a subscription cannot begin before they have ended
 
 
 def _never() -> bool:
     return False
+
+
+def _close(connection: object, entry: ConnectionPoolEntry) -> None:
+    """What was in use when its pool was left comes back to nobody."""
+    if connection is not None:
+        entry.invalidate()
 
 
 class AsyncWatcher:
@@ -58,6 +68,8 @@ class AsyncWatcher:
         self._board = board
         self._pace = Pace(poll.total_seconds())
         self._backoff = Backoff()
+        self._fall_asleep = fall_asleep(tables)
+        self._wake_up = wake_up(tables)
 
     async def watch(self) -> None:
         """Look again and again. Raises: WiringError, for what waiting does not mend."""
@@ -95,26 +107,47 @@ class AsyncWatcher:
         while not board.stop.asked:
             stirs, rings = board.stirs, board.rings
             seen = signs_of((await connection.execute(statement, parameters)).all())
-            if board.down and dialect == "postgresql" and await self._is_read_only(connection):
-                raise ConnectionError("the server is read-only, as after a failover")
-            before = board.signs
-            board.post(seen)
-            board.back()
-            self._backoff.reset()
-            if before is None or seen is None or (before.high, before.parts) != (seen.high, seen.parts):
-                self._pace.quicken()
-            await self._wait(self._pace.next(seen), stirs, rings)
+            if board.down and dialect == "postgresql":
+                await self._leave_what_was_the_primary(connection)
+            self._take_in(seen)
+            pause = self._pace.next(seen)
+            if self._is_sleepy(seen):
+                await connection.execute(self._fall_asleep, {"asleep": ASLEEP.total_seconds()})
+                continue  # who has drawn a position before that may not have seen it
+            if await self._wait(pause, stirs, rings) and seen is not None and seen.asleep_until is not None:
+                await connection.execute(self._wake_up, {"seen": seen.asleep_until})
 
-    async def _wait(self, pause: float, stirs: int, rings: int) -> None:
-        """Wait so long; if something is done or rung for meanwhile, look again soon."""
+    def _take_in(self, seen: Signs | None) -> None:
+        """Post what was seen."""
+        board, before = self._board, self._board.signs
+        board.post(seen)
+        board.back()
+        self._backoff.reset()
+        if before is None or seen is None or (before.high, before.parts) != (seen.high, seen.parts):
+            self._pace.quicken(listening=board.listening)
+
+    def _is_sleepy(self, seen: Signs | None) -> bool:
+        """Whether writers are to be told that we want to be woken, because nothing happens and they do not know."""
+        if seen is None or not self._board.listening or not self._pace.drowsy:
+            return False
+        return seen.asleep_until is None or seen.asleep_until - seen.now < ASLEEP / 2
+
+    async def _wait(self, pause: float, stirs: int, rings: int) -> bool:
+        """Wait so long; if something is done or rung for meanwhile, look again soon. Whether somebody has rung."""
         board = self._board
         if await board.wait(lambda: board.stirs > stirs or board.rings > rings, pause):
-            self._pace.quicken()
+            self._pace.quicken(listening=board.listening)
             await board.wait(_never, min(pause, self._pace.next(board.signs)))
+        return board.rings > rings
 
-    async def _is_read_only(self, connection: AsyncConnection) -> bool:
-        found = await connection.exec_driver_sql("SHOW transaction_read_only")
-        return bool(found.scalar_one() == "on")
+    async def _leave_what_was_the_primary(self, connection: AsyncConnection) -> None:
+        """After an outage, which may have been a failover: no connection that was made before is used again."""
+        read_only = (await connection.exec_driver_sql("SHOW transaction_read_only")).scalar_one()
+        left = self._engine.pool
+        await self._engine.dispose()
+        event.listen(left, "checkin", _close)
+        if read_only == "on":
+            raise ConnectionError("the server is read-only, as after a failover")
 
 
 class AsyncHousekeeper:
@@ -137,39 +170,49 @@ class AsyncHousekeeper:
         self._watermark = watermark
         self._board = board
         self._retention = retention
-        self._said: set[str] = set()
+        self._said: frozenset[str] = frozenset()
+        self._next_round = 0.0
+        self._met_read_only = False
         self._backoff = Backoff()
 
     async def keep(self) -> None:
         """Do a round each minute, and when a delayed message is due. Raises: WiringError, as the engine."""
         board = self._board
-        next_round = 0.0
         while not board.stop.asked:
-            posts, is_round = board.posts, monotonic() >= next_round
+            posts, is_round = board.posts, monotonic() >= self._next_round
             try:
                 async with AsyncExitStack() as stack:
                     session = await stack.enter_async_context(self._sessions())
                     stack.enter_context(bound_to_async(session, self._clause))
-                    await self._work(session, is_round=is_round)
+                    try:
+                        await self._work(session, is_round=is_round)
+                    except Exception as error:
+                        if is_outage(error) or isinstance(error, UnsupportedDatabase):
+                            # it may lead to what was the primary before a failover
+                            await session.invalidate()
+                        raise
             except WiringError as error:
                 if not (board.ready and isinstance(error, UnsupportedDatabase)):
                     raise
                 board.outage(error)  # for now we are connected to a standby, as after a failover
                 await board.wait(_never, self._backoff.next(random.random()))
             except Exception as error:
-                if is_outage(error):
+                if is_read_only(error) and not self._met_read_only:
+                    self._met_read_only = (
+                        True  # perhaps only this connection still led to what was the primary
+                    )
+                elif is_outage(error):
                     board.outage(error)
                 else:
                     logger.exception("housekeeping failed and is tried again")
                 await board.wait(_never, self._backoff.next(random.random()))
             else:
                 self._backoff.reset()
-                if is_round:
-                    next_round = monotonic() + ROUND
+                self._met_read_only = False
                 if not board.ready:
                     board.ready = True
                     board.stir()
-                await self._wait(posts, next_round - monotonic())
+                await self._wait(posts, self._next_round - monotonic())
 
     async def _wait(self, posts: int, seconds: float) -> None:
         """Wait so long, or until a delayed message is due by signs that are newer than number `posts`."""
@@ -182,26 +225,28 @@ class AsyncHousekeeper:
 
     async def _work(self, session: AsyncSession, *, is_round: bool) -> None:
         if is_round:
-            await self._ensure(session)
+            self._next_round = monotonic() + await self._ensure(session)
         if await promote_due_async(session, self._tables):
             self._board.ring()
         if is_round and self._retention is not None:
             await prune_async(session, self._tables, older_than=self._retention)
 
-    async def _ensure(self, session: AsyncSession) -> None:
+    async def _ensure(self, session: AsyncSession) -> float:
+        """Make what is missing; seconds until it is to be looked at again."""
         connection = await session.connection()
         await on_sync_connection_async(connection, check_reader)
         await on_sync_connection_async(connection, check_log, self._tables)
         look = await self._watermark.look(connection)
         await session.commit()
-        idle = await ensure_subscriptions_async(
+        standing = await ensure_subscriptions_async(
             session, self._tables, self._wanted, settled=look.settled, high=look.high
         )
         await session.commit()
-        for name in sorted(idle - self._said):
+        for name in sorted(standing.idle - self._said):
             logger.warning(
                 "subscription %r is idle: it was added to a log with history, or paused (give Subscription(start=...))",
                 name,
                 extra={"subscription": name},
             )
-        self._said = idle
+        self._said = standing.idle
+        return ROUND if not standing.waiting else WAITING_FOR_WRITERS

@@ -114,7 +114,11 @@ def stopping_on_signals(stop: Callable[[], None]) -> Iterator[None]:
         if len(asked) > 1:
             end_now(128 + number)
         # not here: whatever the main thread was in the middle of may hold the lock that `stop` needs
-        threading.Thread(target=stop, name="message_bus stop", daemon=True).start()
+        threading.Thread(target=stop_and_say, args=(number,), name="message_bus stop", daemon=True).start()
+
+    def stop_and_say(number: int) -> None:
+        stop()
+        logger.info("%s: what is in hand is finished, then the relay ends", signal.Signals(number).name)
 
     before = {number: signal.signal(number, on_signal) for number in SIGNALS}
     try:

@@ -157,7 +157,7 @@ def _after_commit(session: Session) -> None:
     waiting.ended = waiting.root
     if left := sum(1 for _ in waiting.unwritten()):
         raise _unwritten(left)
-    if waiting.entries:
+    if waiting.wrote:
         bells.ring()
 
 

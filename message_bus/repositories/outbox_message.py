@@ -6,8 +6,8 @@ registered has no position yet; the position is drawn when the row is written, r
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from datetime import datetime, timedelta
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime, timedelta
 from functools import cached_property
 from typing import Any
 from uuid import UUID
@@ -67,47 +67,50 @@ class OutboxMessage:
         self._payload = payload
 
     @classmethod
-    def stored(
-        cls,
-        position: int,
-        id: UUID,  # noqa: A002
-        type: str,  # noqa: A002
-        message: str,
-        version: int,
-        key: str | None,
-        meta: str | None,
-        headers: str | None,
-        created_at: datetime,
-        payload: str,
-    ) -> OutboxMessage:
-        """Make a row of what the engine has read: nothing is checked, JSON text is decoded when somebody asks for it."""
-        row = cls.__new__(cls)
-        row.id = id
-        row.type = type
-        row.message = message
-        row.version = version
-        row.key = key
-        row.delay = None
-        row.position = position
-        row.created_at = created_at
-        row.processed = False
-        row._payload = payload
-        row._meta = meta
-        row._headers = headers
-        return row
+    def stored(cls, row: Sequence[Any]) -> OutboxMessage:
+        """Make a row of what the engine has read, in the order of its statements: nothing is checked.
 
-    _meta: str | None = None
-    _headers: str | None = None
+        What handlers seldom look at is made when it is first asked for.
+        """
+        made = cls.__new__(cls)
+        made._row = row
+        made.position, made.message, made.version, made.key = row[0], row[3], row[4], row[5]
+        made._payload = row[9]
+        return made
+
+    _row: Sequence[Any] = ()
+    delay: timedelta | None = None
+    processed: bool = False
+
+    @cached_property
+    def id(self) -> UUID:
+        """The message id."""
+        found: UUID = self._row[1]
+        return found
+
+    @cached_property
+    def type(self) -> str:
+        """COMMAND or EVENT."""
+        found: str = self._row[2]
+        return found
+
+    @cached_property
+    def created_at(self) -> datetime | None:
+        """When it was written, by the database's clock."""
+        found: datetime = self._row[8]
+        return found.replace(tzinfo=UTC) if found.tzinfo is None else found.astimezone(UTC)
 
     @cached_property
     def meta(self) -> dict[str, Any]:
         """What the user gave beside the message."""
-        return {} if self._meta is None else msgspec.json.decode(self._meta, type=dict[str, Any])
+        text = self._row[6]
+        return {} if text is None else msgspec.json.decode(text, type=dict[str, Any])
 
     @cached_property
     def headers(self) -> dict[str, str]:
         """Correlation, causation, trace context."""
-        return {} if self._headers is None else msgspec.json.decode(self._headers, type=dict[str, str])
+        text = self._row[7]
+        return {} if text is None else msgspec.json.decode(text, type=dict[str, str])
 
     @cached_property
     def payload(self) -> dict[str, Any]:
@@ -120,10 +123,10 @@ class OutboxMessage:
     @property
     def payload_json(self) -> str:
         """The payload as it is stored: JSON text."""
-        if isinstance(self._payload, bytes):
-            return self._payload.decode()
         if isinstance(self._payload, str):
             return self._payload
+        if isinstance(self._payload, bytes):
+            return self._payload.decode()
         return msgspec.json.encode(self._payload).decode()
 
     @property

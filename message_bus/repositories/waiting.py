@@ -72,6 +72,7 @@ class Waiting:
 
     __slots__ = (
         "announced", "closing", "ended", "entries", "is_writing", "outer", "released", "root", "session", "unwinding",
+        "wrote",
     )  # fmt: skip
 
     def __init__(self, session: Session, root: SessionTransaction) -> None:
@@ -84,6 +85,7 @@ class Waiting:
         self.released: SessionTransaction | None = None  # a savepoint that is released, but not yet closed
         self.ended: SessionTransaction | None = None  # committed or rolled back, but not yet closed
         self.is_writing = False
+        self.wrote = False  # a row, whether or not a savepoint has taken it back since
         self.outer: list[sa.Connection] = []  # the user's own connections, whose commit we listen to
 
     def innermost(self) -> SessionTransaction:
@@ -114,6 +116,7 @@ class Waiting:
                 )
                 chosen = [each for each in self.unwritten() if each.joins(first)]
                 insert(connection, first.tables, [each.record for each in chosen])
+                self.wrote = True
                 innermost = self.innermost()
                 for each in chosen:
                     each.written_in = innermost

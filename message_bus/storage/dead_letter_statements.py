@@ -19,6 +19,7 @@ from sqlalchemy import (
     Update,
     and_,
     bindparam,
+    case,
     cast,
     delete,
     func,
@@ -62,9 +63,11 @@ class Selected(Protocol):
         """Died before this moment."""
 
 
-def _chosen(tables: MessageBusTables, selected: Selected) -> list[ColumnElement[bool]]:
+def _chosen(
+    tables: MessageBusTables, selected: Selected, states: Collection[str] = (DEAD,)
+) -> list[ColumnElement[bool]]:
     d, o = tables.delivery, tables.outbox
-    conditions = [d.c.state == DEAD]
+    conditions: list[ColumnElement[bool]] = [d.c.state.in_(states)]
     if selected.subscription is not None:
         conditions.append(d.c.subscription == selected.subscription)
     if selected.ids is not None:
@@ -85,10 +88,11 @@ def letters(
     selected: Selected,
     *,
     payload: bool = False,
+    states: Collection[str] = (DEAD,),
     after: tuple[int, str] | None = None,
     limit: int | None = None,
 ) -> Select[*tuple[Any, ...]]:
-    """The first `limit` dead letters behind `after` (position, subscription), in position order."""
+    """The first `limit` dead letters behind `after` (position, subscription), in position order; or others, by `states`."""
     d, o = tables.delivery, tables.outbox
     columns: list[ColumnElement[Any]] = [
         d.c.subscription,
@@ -102,10 +106,12 @@ def letters(
         d.c.traceback,
         d.c.updated_at.label("failed_at"),
         o.c.created_at,
+        d.c.state,
+        case((d.c.state == RETRYING, d.c.next_attempt_at)).label("next_attempt_at"),
     ]
     if payload:
         columns += [cast(o.c[name], Text).label(name) for name in ("payload", "meta")]
-    conditions = _chosen(tables, selected)
+    conditions = _chosen(tables, selected, states)
     if after is not None:
         position, subscription = after
         conditions.append(
@@ -124,11 +130,13 @@ def letters(
     )
 
 
-def count_letters(tables: MessageBusTables, selected: Selected) -> Select[*tuple[Any, ...]]:
-    """How many dead letters are meant."""
+def count_letters(
+    tables: MessageBusTables, selected: Selected, states: Collection[str] = (DEAD,)
+) -> Select[*tuple[Any, ...]]:
+    """How many dead letters (or messages in other `states`) are meant."""
     d, o = tables.delivery, tables.outbox
     joined = select(func.count()).select_from(d).outerjoin(o, o.c.position == d.c.position)
-    return joined.where(*_chosen(tables, selected))
+    return joined.where(*_chosen(tables, selected, states))
 
 
 def subscriptions_of_letters(tables: MessageBusTables, selected: Selected) -> Select[*tuple[Any, ...]]:

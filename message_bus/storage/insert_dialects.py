@@ -10,13 +10,15 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 from uuid import UUID
 
 import sqlalchemy as sa
 from sqlalchemy import exc
 
 from message_bus.errors import UnsupportedDatabase
+from message_bus.storage.channel import channel_of
+from message_bus.storage.logs import OUTBOX_LOG
 from message_bus.storage.record import Record
 
 SECONDS: Final = "__seconds__"
@@ -27,12 +29,24 @@ _LIST: Final = ", ".join(_COLUMNS)
 _UUID = re.compile(r"[0-9a-f]{8}-(?:[0-9a-f]{4}-){3}[0-9a-f]{12}")
 
 
+class Target(NamedTuple):
+    """Where a statement writes, as quoted names. `outbox` and `log` are those that belong to `table`."""
+
+    table: str
+    outbox: str
+    log: str
+
+
 class Database(ABC):
     """What differs between databases in writing a row."""
 
     @abstractmethod
-    def statement(self, table: str, due: str | None, many: bool) -> str:
-        """The INSERT of one row or of many; with `due`, an expression over SECONDS, into the schedule."""
+    def statement(self, target: Target, due: str | None, *, many: bool) -> str:
+        """The INSERT of one row or of many; with `due`, an expression over SECONDS, into the schedule.
+
+        On PostgreSQL it notifies too, if a relay is asleep: a NOTIFY in every commit would make all commits wait for
+        each other (a lock of the whole cluster is held across their fsync).
+        """
 
     @abstractmethod
     def parameters(self, records: Sequence[Record], delayed: bool) -> Any:
@@ -69,7 +83,15 @@ class _PostgreSQL(Database):
     def _placeholder(self, number: int, of_array: bool = False) -> str:
         return f"${number}" if self._numbered else self._array if of_array else "%s"
 
-    def statement(self, table: str, due: str | None, many: bool) -> str:
+    def statement(self, target: Target, due: str | None, *, many: bool) -> str:
+        # now() is when the transaction began, so a long one notifies once too often rather than not
+        return (
+            f"WITH written AS ({self._insert(target.table, due, many=many)}) "  # noqa: S608  (names are quoted)
+            f"SELECT pg_notify({channel_of(target.outbox)}, '') FROM {target.log} "
+            f"WHERE log = '{OUTBOX_LOG}' AND asleep_until > now()"
+        )
+
+    def _insert(self, table: str, due: str | None, *, many: bool) -> str:
         width = len(_COLUMNS) + (due is not None)
         target = f"{table} ({_LIST}{', due_at' if due else ''})"
         if not many:
@@ -125,10 +147,10 @@ class _SQLite(Database):
 
     _MAX_VARIABLES: Final = 999  # of one statement, in the oldest versions
 
-    def statement(self, table: str, due: str | None, many: bool) -> str:
+    def statement(self, target: Target, due: str | None, *, many: bool) -> str:
         values = ["?"] * len(_COLUMNS) + ([due.replace(SECONDS, "?")] if due else [])
         columns = f"{_LIST}{', due_at' if due else ''}"
-        return f"INSERT INTO {table} ({columns}) VALUES ({', '.join(values)})"  # noqa: S608  (names are quoted)
+        return f"INSERT INTO {target.table} ({columns}) VALUES ({', '.join(values)})"  # noqa: S608  (names are quoted)
 
     def parameters(self, records: Sequence[Record], delayed: bool) -> Any:
         width = len(_COLUMNS) + delayed

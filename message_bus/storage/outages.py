@@ -9,13 +9,18 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final
 
+_READ_ONLY: Final = (
+    "25006"  # read_only_sql_transaction: after a failover we are still connected to the old primary
+)
 _CODES: Final = frozenset({
     "40001",  # serialization_failure
     "40P01",  # deadlock_detected
     "57P01",  # admin_shutdown, also pg_terminate_backend
     "57P02",  # crash_shutdown
+    "25P03",  # idle_in_transaction_session_timeout: this process was silent for too long
+    "57P05",  # idle_session_timeout
     "57P03",  # cannot_connect_now: starting up or shutting down
-    "25006",  # read_only_sql_transaction: after a failover we are still connected to the old primary
+    _READ_ONLY,
 })  # fmt: skip
 _CLASSES: Final = frozenset({
     "08",  # connection exception
@@ -29,6 +34,11 @@ _SQLITE: Final = frozenset({
     14,  # SQLITE_CANTOPEN
 })  # fmt: skip
 _LOST: Final = ("closed", "lost", "does not exist")
+
+
+def is_read_only(error: BaseException) -> bool:
+    """Does it say that the server takes no writes, as one that was the primary until a failover?"""
+    return any(_code(each) == _READ_ONLY for each in _chain(error))
 
 
 def is_outage(error: BaseException) -> bool:
@@ -56,13 +66,17 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
 def _says_outage(error: BaseException) -> bool:
     if getattr(error, "connection_invalidated", False) or isinstance(error, ConnectionError):
         return True
-    code = getattr(error, "sqlstate", None) or getattr(error, "pgcode", None)
+    code = _code(error)
     if isinstance(code, str):
         return code in _CODES or code[:2] in _CLASSES
     sqlite = getattr(error, "sqlite_errorcode", None)
     if isinstance(sqlite, int):
         return sqlite & 0xFF in _SQLITE  # the low byte: extended codes say more than we need
     return _has_no_connection(error)
+
+
+def _code(error: BaseException) -> object:
+    return getattr(error, "sqlstate", None) or getattr(error, "pgcode", None)
 
 
 def _has_no_connection(error: BaseException) -> bool:

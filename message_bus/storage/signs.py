@@ -13,7 +13,7 @@ from typing import Any
 from sqlalchemy import Select, Text, bindparam, cast, func, or_, select
 from sqlalchemy.dialects import postgresql
 
-from message_bus.storage.logs import POSITION
+from message_bus.storage.logs import OUTBOX_LOG, POSITION
 from message_bus.storage.tables import ACTIVE, RETRYING, MessageBusTables
 from message_bus.storage.types import utc_now
 
@@ -32,11 +32,15 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Signs:
-    """What one look saw. `now`: the database's clock; `high`: the last position drawn; `scheduled`: the next delayed message."""
+    """What one look saw. `now`: the database's clock; `high`: the last position drawn; `scheduled`: the next delayed message.
+
+    `asleep_until`: until when writers notify, because a relay waits for it.
+    """
 
     now: datetime
     high: int
     scheduled: datetime | None
+    asleep_until: datetime | None
     parts: Mapping[tuple[str, int], Part]
 
 
@@ -70,6 +74,10 @@ def signs(dialect_name: str, tables: MessageBusTables) -> Select[*tuple[Any, ...
         utc_now().label("now"),
         func.coalesce(high, 0).label("high"),
         select(func.min(tables.schedule.c.due_at)).scalar_subquery().label("scheduled"),
+        select(tables.log.c.asleep_until)
+        .where(tables.log.c.log == OUTBOX_LOG)
+        .scalar_subquery()
+        .label("asleep_until"),
     ).where(s.c.name.in_(bindparam("names", expanding=True)))
 
 
@@ -81,5 +89,5 @@ def signs_of(rows: Iterable[Any]) -> Signs | None:
         parts[row.name, row.partition] = Part(
             row.state == ACTIVE, row.position, row.revision, row.epoch, bool(row.free), row.due
         )
-        found = found or Signs(row.now, row.high, row.scheduled, parts)
+        found = found or Signs(row.now, row.high, row.scheduled, row.asleep_until, parts)
     return found

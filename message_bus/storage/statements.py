@@ -11,9 +11,7 @@ from typing import Any, Final
 
 from sqlalchemy import (
     ColumnElement,
-    Delete,
     Float,
-    Insert,
     Select,
     Text,
     Update,
@@ -21,10 +19,9 @@ from sqlalchemy import (
     bindparam,
     case,
     cast,
-    delete,
     exists,
     func,
-    insert,
+    literal_column,
     null,
     or_,
     select,
@@ -33,15 +30,13 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects import postgresql, sqlite
 
-from message_bus.storage.tables import ACTIVE, BLOCKING, DEAD, HELD, IDLE, RETRYING, TRYING, MessageBusTables
+from message_bus.storage.tables import ACTIVE, BLOCKING, DEAD, HELD, RETRYING, TRYING, MessageBusTables
 from message_bus.storage.types import utc_after, utc_now
 
 PROGRESS: Final = 1
 """What a commit of progress adds to a checkpoint's revision."""
 DECISION: Final = 2
 """What an operator's decision adds. So an odd difference says that a commit has happened, an even one that it has not."""
-
-MESSAGE_COLUMNS = ("id", "type", "message", "version", "key", "key_hash", "payload", "meta", "headers")
 
 
 def insert_or_ignore(dialect_name: str, table: Any) -> postgresql.Insert | sqlite.Insert:
@@ -87,33 +82,31 @@ def log_has_subscriptions(tables: MessageBusTables) -> Select[*tuple[Any, ...]]:
     return select(exists().where(t.c.log == bindparam("log")))
 
 
-def position_before_time(tables: MessageBusTables) -> Select[*tuple[Any, ...]]:
-    """The last position before the first row created at or after :time, at most :settled."""
-    t = tables.outbox
-    first = select(func.min(t.c.position)).where(
-        t.c.created_at >= bindparam("time", type_=t.c.created_at.type)
-    )
-    return select(func.coalesce(first.scalar_subquery() - 1, bindparam("settled", type_=t.c.position.type)))
+def _guard(guarded: bool) -> list[ColumnElement[Any]]:
+    """Let the server end this transaction when its worker is silent for :idle milliseconds, so that one which hangs
+    does not hold the row for ever (S7). Nobody else's code runs between this statement and the commit. PostgreSQL only.
+    """
+    if not guarded:
+        return []
+    limit = bindparam("idle", type_=Text())
+    return [func.set_config("idle_in_transaction_session_timeout", limit, true()).label("guard")]
 
 
-def start_idle(tables: MessageBusTables) -> Update:
-    """Activate the idle partitions of :subscription at :start."""
-    t = tables.subscription
-    return (
-        update(t)
-        .where(t.c.name == bindparam("subscription"), t.c.state == IDLE)
-        .values(state=ACTIVE, position=bindparam("start"), revision=t.c.revision + 1)
-    )
-
-
-def claimable(tables: MessageBusTables) -> Select[*tuple[Any, ...]]:
+def claimable(tables: MessageBusTables, *, guarded: bool = False) -> Select[*tuple[Any, ...]]:
     """Partition (:name, :partition) if nobody holds its row or its lease; the row is locked, never waited for.
 
     None for a worker that thinks of another number of partitions: it would read by the wrong hashes (S5).
     """
     t = tables.subscription
     return (
-        select(t.c.position, t.c.epoch, t.c.revision, t.c.owner, utc_now().label("now"))
+        select(
+            t.c.position,
+            t.c.epoch,
+            t.c.revision,
+            t.c.owner,
+            utc_now().label("now"),
+            *_guard(guarded),
+        )
         .where(
             t.c.name == bindparam("name"),
             t.c.partition == bindparam("partition"),
@@ -160,22 +153,26 @@ def acquire(tables: MessageBusTables) -> Update:
     )
 
 
-def lock_mine(tables: MessageBusTables) -> Select[*tuple[Any, ...]]:
+def lock_mine(tables: MessageBusTables, *, guarded: bool = False) -> Select[*tuple[Any, ...]]:
     """My partition's row, locked, if the lease is still mine; delivery rows are read after this (S3)."""
     t = tables.subscription
-    return select(t.c.position, t.c.revision).where(*_mine(tables)).with_for_update()
+    columns = (t.c.position, t.c.revision, t.c.state, *_guard(guarded))
+    return select(*columns).where(*_mine(tables)).with_for_update()
 
 
 def look_mine(tables: MessageBusTables) -> Select[*tuple[Any, ...]]:
     """My partition's row, if the lease is still mine: what did the last commit leave? (S1)"""
     t = tables.subscription
-    return select(t.c.position, t.c.revision).where(*_mine(tables))
+    return select(t.c.position, t.c.revision, t.c.state).where(*_mine(tables))
 
 
-def advance(tables: MessageBusTables) -> Update:
-    """Move the checkpoint :from -> :to as the last statement before COMMIT, and renew the lease (S1)."""
+def advance(tables: MessageBusTables, *, guarded: bool = False) -> Update:
+    """Move the checkpoint :from -> :to as the last statement before COMMIT, and renew the lease (S1).
+
+    `guarded`: comes back with a row.
+    """
     t = tables.subscription
-    return (
+    moved = (
         update(t)
         .where(*_mine(tables), t.c.position == bindparam("from"), t.c.revision == bindparam("at_revision"))
         .values(
@@ -184,6 +181,7 @@ def advance(tables: MessageBusTables) -> Update:
             lease_until=_extended(t),
         )
     )
+    return moved.returning(*_guard(guarded)) if guarded else moved
 
 
 def advance_and_read(
@@ -193,6 +191,7 @@ def advance_and_read(
     partition: int = 0,
     names: tuple[str, ...] | None = None,
     hold_dead: bool = False,
+    guarded: bool = False,
 ) -> Select[*tuple[Any, ...]]:
     """`advance`, and in the same round trip the next :limit rows up to :settled; PostgreSQL only.
 
@@ -200,35 +199,54 @@ def advance_and_read(
     `failures`: whether the subscription has rows in the delivery table that are to be tried, or that block their key.
     `hidden`: whether row-level security hides rows of :log_table from whoever the transaction has become (W9).
     """
-    s, d = tables.subscription, tables.delivery
-    moved = advance(tables).returning(s.c.revision).cte("moved")
+    s = tables.subscription
+    moved = advance(tables).returning(s.c.revision, *_guard(guarded)).cte("moved")
     rows = new_rows(tables, partitions=partitions, partition=partition, names=names).lateral("ahead")
-    failures = exists().where(
-        d.c.subscription == bindparam("subscription"),
-        d.c.state.in_((*BLOCKING, DEAD) if hold_dead else BLOCKING),
-    )
+    log_table = cast(func.to_regclass(bindparam("log_table", type_=Text())), postgresql.OID)
+    hidden = select(func.row_security_active(log_table)).scalar_subquery()  # asked once, not for each row
     return (
         select(
             *rows.c,
-            failures.label("failures"),
-            func.row_security_active(
-                cast(func.to_regclass(bindparam("log_table", type_=Text())), postgresql.OID)
-            ).label("hidden"),
+            _failures(tables, hold_dead).label("failures"),
+            hidden.label("hidden"),
+            *([moved.c.guard] if guarded else []),
         )
         .select_from(moved.outerjoin(rows, true()))
         .order_by(rows.c.position)
     )
 
 
-def renew(tables: MessageBusTables) -> Update:
-    """The heartbeat: the lease lasts :lease seconds from now."""
+def has_failures(tables: MessageBusTables, *, hold_dead: bool = False) -> Select[*tuple[Any, ...]]:
+    """Whether :subscription has rows that are to be tried, or that block their key."""
+    return select(_failures(tables, hold_dead))
+
+
+def _failures(tables: MessageBusTables, hold_dead: bool) -> ColumnElement[bool]:
+    d = tables.delivery
+    states = (*BLOCKING, DEAD) if hold_dead else BLOCKING
+    is_one = or_(*(d.c.state == literal_column(f"'{state}'") for state in states))
+    return exists().where(d.c.subscription == bindparam("subscription"), is_one)
+
+
+def renew(tables: MessageBusTables, *, guarded: bool = False) -> Update:
+    """The heartbeat: the lease lasts :lease seconds from now. It comes back with the state that operators have set."""
     t = tables.subscription
-    return update(t).where(*_mine(tables)).values(lease_until=_extended(t))
+    return (
+        update(t)
+        .where(*_mine(tables))
+        .values(lease_until=_extended(t), seen_at=utc_now())
+        .returning(t.c.state, *_guard(guarded))
+    )
 
 
 def release(tables: MessageBusTables) -> Update:
     """Give the lease back, with no batch in hand (S6)."""
     return update(tables.subscription).where(*_mine(tables)).values(owner=None, lease_until=None)
+
+
+def hand_on(tables: MessageBusTables) -> Update:
+    """End the lease now, but not as if all were well: the next owner takes it over, and goes on carefully (S6)."""
+    return update(tables.subscription).where(*_mine(tables)).values(lease_until=utc_now())
 
 
 # --- reading ----------------------------------------------------------------------------------------------------
@@ -289,7 +307,7 @@ def new_rows(
         *_in_partition(t, partitions, partition),
     )
     if names is not None:
-        statement = statement.where(t.c.message.in_(names))
+        statement = statement.where(or_(*(t.c.message == name for name in names)))
     return statement.order_by(t.c.position).limit(bindparam("limit"))
 
 
@@ -364,10 +382,18 @@ def due_rows(
 
 
 def leftovers(
-    tables: MessageBusTables, *, partitions: int = 1, partition: int = 0
+    tables: MessageBusTables,
+    *,
+    partitions: int = 1,
+    partition: int = 0,
+    names: tuple[str, ...] | None = None,
 ) -> Select[*tuple[Any, ...]]:
-    """What a new owner looks at first: rows that somebody was trying, and dead letters of unknown types (S6, G7)."""
+    """What a new owner looks at first: rows that somebody was trying, and dead letters of unknown types (S6, G7).
+
+    Also what is to be tried but is none of `names`, the types that the subscription reads.
+    """
     d, o = tables.delivery, tables.outbox
+    unwanted = [] if names is None else [and_(d.c.state.in_((RETRYING, HELD)), o.c.message.not_in(names))]
     return (
         select(d.c.position, d.c.key, d.c.state, d.c.attempts, d.c.crashes, o.c.message)
         .select_from(d)
@@ -377,6 +403,7 @@ def leftovers(
             or_(
                 d.c.state == TRYING,
                 and_(d.c.state == DEAD, d.c.error.like("UnknownMessageType:%"), o.c.position.is_not(None)),
+                *unwanted,
             ),
             *_in_partition(d, partitions, partition),
         )
@@ -398,154 +425,3 @@ def count_after(tables: MessageBusTables) -> Select[*tuple[Any, ...]]:
     """How many rows are visible after :settled."""
     t = tables.outbox
     return select(func.count()).select_from(t).where(t.c.position > bindparam("settled"))
-
-
-# --- what became of a message -----------------------------------------------------------------------------------
-
-
-def record_new_failure(tables: MessageBusTables) -> Insert:
-    """A row for a message that failed at its first attempt; :delay seconds from now (null: dead)."""
-    return insert(tables.delivery).values(
-        subscription=bindparam("subscription"),
-        position=bindparam("position"),
-        key=bindparam("key"),
-        key_hash=bindparam("key_hash"),
-        state=bindparam("state"),
-        attempts=bindparam("attempts"),
-        next_attempt_at=utc_after(bindparam("delay", type_=Float())),
-        error=bindparam("error"),
-        traceback=bindparam("traceback"),
-    )
-
-
-def record_failure(tables: MessageBusTables) -> Update:
-    """The same for a message that was in the delivery table already."""
-    t = tables.delivery
-    return (
-        update(t)
-        .where(*_this_row(tables))
-        .values(
-            state=bindparam("new_state"),
-            attempts=bindparam("new_attempts"),
-            next_attempt_at=utc_after(bindparam("delay", type_=Float())),
-            error=bindparam("new_error"),
-            traceback=bindparam("new_traceback"),
-            updated_at=utc_now(),
-        )
-    )
-
-
-def _this_row(tables: MessageBusTables) -> list[ColumnElement[bool]]:
-    t = tables.delivery
-    return [
-        t.c.subscription == bindparam("of_subscription"),
-        t.c.position == bindparam("at_position"),
-        t.c.state == bindparam("was"),
-    ]
-
-
-def hold(tables: MessageBusTables) -> Insert:
-    """Rows for messages whose key is blocked: untried."""
-    return insert(tables.delivery)
-
-
-def set_state(tables: MessageBusTables) -> Update:
-    """Record an attempt before it is made (:new_state is trying), or take it back (S6)."""
-    t = tables.delivery
-    return update(t).where(*_this_row(tables)).values(state=bindparam("new_state"), updated_at=utc_now())
-
-
-def record_crash(tables: MessageBusTables) -> Update:
-    """A worker has died with this message alone in hand, for the :new_crashes-th time."""
-    t = tables.delivery
-    return (
-        update(t)
-        .where(*_this_row(tables))
-        .values(
-            state=bindparam("new_state"),
-            crashes=bindparam("new_crashes"),
-            next_attempt_at=utc_after(bindparam("delay", type_=Float())),
-            error=bindparam("new_error"),
-            traceback=None,
-            updated_at=utc_now(),
-        )
-    )
-
-
-def forget(tables: MessageBusTables) -> Delete:
-    """Take a message that was retrying or held out of the delivery table: it was handled."""
-    return delete(tables.delivery).where(*_this_row(tables))
-
-
-# --- delayed messages ---------------------------------------------------------------------------------------------
-
-
-def due_ids(tables: MessageBusTables) -> Select[*tuple[Any, ...]]:
-    """The next :limit delayed messages that are due."""
-    t = tables.schedule
-    return (
-        select(t.c.id).where(t.c.due_at <= utc_now()).order_by(t.c.due_at, t.c.id).limit(bindparam("limit"))
-    )
-
-
-def promote(dialect_name: str, tables: MessageBusTables) -> Insert:
-    """Copy the delayed messages :ids into the outbox, in the order in which they became due (S9).
-
-    One whose id is in the outbox already is the same message: it is left out.
-    """
-    t = tables.schedule
-    columns = [t.c[name] for name in MESSAGE_COLUMNS]
-    chosen = select(*columns).where(t.c.id.in_(bindparam("ids", expanding=True))).order_by(t.c.due_at, t.c.id)
-    copied = insert_or_ignore(dialect_name, tables.outbox)
-    return copied.from_select(list(MESSAGE_COLUMNS), chosen, include_defaults=False)
-
-
-def unschedule(tables: MessageBusTables) -> Delete:
-    """Remove the delayed messages :ids."""
-    t = tables.schedule
-    return delete(t).where(t.c.id.in_(bindparam("ids", expanding=True)))
-
-
-# --- retention ------------------------------------------------------------------------------------------------------
-
-
-def passed_by_all(tables: MessageBusTables) -> Select[*tuple[Any, ...]]:
-    """The position that every subscription of :log has passed; null if there is none."""
-    t = tables.subscription
-    return select(func.min(t.c.position)).where(t.c.log == bindparam("log"))
-
-
-def oldest_rows(tables: MessageBusTables) -> Select[*tuple[Any, ...]]:
-    """The next :limit rows after :after, up to :passed: is each `old` (before :age seconds from now), is it `kept`?
-
-    `kept` is a row that is retrying, held or dead somewhere (G9). A window, not a filter: a log full of young rows
-    is looked at once, not scanned to its end.
-    """
-    t, d = tables.outbox, tables.delivery
-    return (
-        select(
-            t.c.position,
-            (t.c.created_at < utc_after(bindparam("age", type_=Float()))).label("old"),
-            exists().where(d.c.position == t.c.position).label("kept"),
-        )
-        .where(t.c.position > bindparam("after"), t.c.position <= bindparam("passed"))
-        .order_by(t.c.position)
-        .limit(bindparam("limit"))
-    )
-
-
-def prune(tables: MessageBusTables) -> Delete:
-    """Remove the rows at :positions."""
-    t = tables.outbox
-    return delete(t).where(t.c.position.in_(bindparam("positions", expanding=True)))
-
-
-def note_pruned(tables: MessageBusTables) -> Update:
-    """Remember how far log :of_log was pruned; a dead letter that was kept, and goes later, takes nothing back (S4)."""
-    t = tables.log
-    to = bindparam("to", type_=t.c.pruned_to.type)
-    return (
-        update(t)
-        .where(t.c.log == bindparam("of_log"))
-        .values(pruned_to=case((t.c.pruned_to > to, t.c.pruned_to), else_=to))
-    )

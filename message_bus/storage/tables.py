@@ -210,6 +210,7 @@ class MessageBusTables:
                 server_default=text("0"),
                 comment="of dropped subscriptions",
             ),
+            Column("asleep_until", UtcDateTime, comment="until then writers notify: a relay waits for it"),
             PrimaryKeyConstraint("log", name=self._constraint("log_pkey")),
             schema=self.schema,
         )

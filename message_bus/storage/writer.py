@@ -6,17 +6,17 @@ driver it runs inside SQLAlchemy's greenlet) and knows nothing of sessions. The 
 
 from __future__ import annotations
 
-import logging
 from collections import Counter
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import sqlalchemy as sa
 from sqlalchemy import exc
 
 from message_bus.errors import InvalidOutboxMessage, SchemaError, UnsupportedDatabase
-from message_bus.storage.insert_dialects import SECONDS, Database, database_of
+from message_bus.storage.driver import execute_raw, is_observed
+from message_bus.storage.insert_dialects import SECONDS, Database, Target, database_of
 from message_bus.storage.logs import schema_of
 from message_bus.storage.record import Record, encode
 from message_bus.storage.tables import MessageBusTables
@@ -53,28 +53,30 @@ def insert(connection: sa.Connection, tables: MessageBusTables, records: Sequenc
         [record for record in records if record.delay is not None] if len(at_once) < len(records) else []
     )
     if at_once:
-        _execute(connection, database, tables.outbox, at_once, delayed=False)
+        _execute(connection, database, tables, at_once, delayed=False)
     if delayed:
-        _execute(connection, database, tables.schedule, delayed, delayed=True)
+        _execute(connection, database, tables, delayed, delayed=True)
 
 
 def _execute(
     connection: sa.Connection,
     database: Database,
-    table: sa.Table,
+    tables: MessageBusTables,
     records: Sequence[Record],
     *,
     delayed: bool,
 ) -> None:
+    table = tables.schedule if delayed else tables.outbox
+    schema = schema_of(connection, table)
     statement = _statement(
-        database, connection.dialect, schema_of(connection, table), table.name, len(records) > 1, delayed
+        database, connection.dialect, schema, tables.prefix, many=len(records) > 1, delayed=delayed
     )
     parameters = database.parameters(records, delayed)
     try:
-        if _is_observed(connection):
+        if is_observed(connection):
             connection.exec_driver_sql(statement, parameters)
         else:
-            _execute_raw(connection, statement, parameters, many=isinstance(parameters, list))
+            execute_raw(connection, statement, parameters, many=isinstance(parameters, list))
     except exc.DBAPIError as error:
         if isinstance(error, exc.IntegrityError) and database.names_id(error, table):
             raise InvalidOutboxMessage(
@@ -86,58 +88,21 @@ def _execute(
         raise
 
 
-def _is_observed(connection: sa.Connection) -> bool:
-    """Does somebody log, trace or rewrite statements, or is the transaction in a state that SQLAlchemy must refuse?"""
-    root, nested = connection.get_transaction(), connection.get_nested_transaction()
-    if root is None or not root.is_active or (nested is not None and not nested.is_active):
-        return True
-    listeners = connection.dispatch
-    return bool(
-        listeners.before_cursor_execute
-        or listeners.after_cursor_execute
-        or connection.dialect.dispatch.handle_error
-        or connection.engine.logger.isEnabledFor(logging.INFO)
-    )
-
-
-def _execute_raw(connection: sa.Connection, statement: str, parameters: Any, *, many: bool) -> None:
-    """What `exec_driver_sql` does, without its machinery: that costs a tenth of a whole transaction here.
-
-    Errors leave it wrapped as SQLAlchemy wraps them, and a lost connection is invalidated.
-    """
-    dialect = connection.dialect
-    cursor = connection.connection.cursor()
-    try:
-        if many:
-            cursor.executemany(statement, parameters)
-        else:
-            cursor.execute(statement, parameters)
-    except dialect.loaded_dbapi.Error as error:
-        is_lost = dialect.is_disconnect(error, connection.connection.dbapi_connection, cursor)
-        wrapped = exc.DBAPIError.instance(
-            statement,
-            parameters,
-            error,
-            dialect.loaded_dbapi.Error,
-            hide_parameters=connection.engine.hide_parameters,
-            connection_invalidated=is_lost,
-            dialect=dialect,
-        )
-        if is_lost:
-            connection.invalidate(error)
-        raise wrapped from error
-    finally:
-        cursor.close()
-
-
 @lru_cache(maxsize=256)
 def _statement(
-    database: Database, dialect: sa.Dialect, schema: str | None, name: str, many: bool, delayed: bool
+    database: Database, dialect: sa.Dialect, schema: str | None, prefix: str, *, many: bool, delayed: bool
 ) -> str:
     quote = dialect.identifier_preparer
-    table = f"{quote.quote_schema(schema)}.{quote.quote(name)}" if schema else quote.quote(name)
+
+    def name_of(short: str) -> str:
+        name = quote.quote(f"{prefix}{short}")
+        return f"{quote.quote_schema(schema)}.{name}" if schema else name
+
+    target = Target(
+        name_of("schedule" if delayed else "outbox"), outbox=name_of("outbox"), log=name_of("log")
+    )
     due = str(utc_after(sa.literal_column(SECONDS)).compile(dialect=dialect)) if delayed else None
-    return database.statement(table, due, many)
+    return database.statement(target, due, many=many)
 
 
 def _id_used_twice(

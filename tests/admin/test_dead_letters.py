@@ -38,13 +38,13 @@ ONCE = datetime(2000, 1, 1, tzinfo=UTC)
 
 def kill(world: World, *messages: Placed | Noted | Pay, error: BaseException | None = None) -> None:
     """Register messages whose first attempt kills them."""
-    notes = {
+    notes: dict[type[Placed | Noted | Pay], Callable[[Any], str]] = {
         Placed: lambda m: f"{m.order}:{m.n}",
         Noted: lambda m: str(m.n),
         Pay: lambda m: f"pay {m.n}",
     }
     for message in messages:
-        world.fail(notes[type(message)](message), error or ValueError(f"failure {message.n}"))  # type: ignore[no-untyped-call]
+        world.fail(notes[type(message)](message), error or ValueError(f"failure {message.n}"))
     world.register(*messages)
     world.process()
 

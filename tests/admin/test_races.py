@@ -19,7 +19,7 @@ from tests.delivery.world import Noted, Placed, World, placed
 
 pytestmark = pytest.mark.postgresql
 
-LOCKS_MINE = "revision FROM message_bus_subscription WHERE message_bus_subscription.name = %(subscription)s"
+LOCKS_MINE = "revision, message_bus_subscription.state, set_config("
 
 
 def kill(world: World, *events: Placed) -> None:

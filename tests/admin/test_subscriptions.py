@@ -581,7 +581,8 @@ def test_the_log_says_who(world: World, caplog: pytest.LogCaptureFixture, by: st
         record.getMessage()
         == f"reset of subscription 'dispatch', {said}: in force when its transaction commits"
     )
-    assert (record.by, record.action, record.position) == (by, "reset", 0)  # type: ignore[attr-defined]
+    extra = vars(record)
+    assert (extra["by"], extra["action"], extra["position"]) == (by, "reset", 0)
 
 
 async def test_the_asynchronous_twin(async_engine: Any, async_tables: Any) -> None:

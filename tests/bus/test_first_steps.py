@@ -22,11 +22,14 @@ from message_bus.bus.threads import in_thread
 from tests.bus.colours import ALL, Colour, name_of
 from tests.bus.shop import OrderPlaced, PlaceOrder
 
+on_the_async_buses = pytest.mark.parametrize("colour", [each for each in ALL if each.is_async], ids=name_of)
+
 
 @pytest.fixture(params=ALL, ids=name_of)
 def colour(request: pytest.FixtureRequest) -> Colour:
     """Each bus."""
-    return request.param  # type: ignore[no-any-return]
+    chosen: Colour = request.param
+    return chosen
 
 
 # --- a base class with hooks, and `handle` defined in place of `_handle` ---------------------------------------------
@@ -62,11 +65,10 @@ async def test_handle_alone_makes_an_event_handler(colour: Colour) -> None:
     assert handler.seen == [(event, "me")]
 
 
+@on_the_async_buses
 @pytest.mark.parametrize("make", [_AsyncHandle, _AsyncHandleOfTheOtherBase])
 async def test_an_async_handle_alone_makes_an_event_handler(colour: Colour, make: type[Any]) -> None:
     """The same on an asynchronous bus, from either base class."""
-    if not colour.is_async:
-        pytest.skip("handle() is async")
     bus = colour.bus()
     bus.set_event_handlers(OrderPlaced, [make()])
     assert await colour.values(bus, OrderPlaced(1), context={"who": "me"}) == ["me"]
@@ -140,10 +142,9 @@ def test_a_handler_that_cannot_take_the_message_is_refused(colour: Colour, handl
     assert bus.get_event_handlers(OrderPlaced) == []
 
 
+@on_the_async_buses
 def test_an_async_handler_that_cannot_take_the_message_is_refused(colour: Colour) -> None:
     """An async `_handle` on the synchronous base class is looked at, too."""
-    if not colour.is_async:
-        pytest.skip("_handle() is async")
     with pytest.raises(SettingsError, match=r"takes \(event\)"):
         colour.bus().set_event_handlers(OrderPlaced, [_AsyncNarrow()])
     with pytest.raises(SettingsError, match=r"takes \(\)"):

@@ -31,7 +31,8 @@ from tests.bus.shop import OrderPaid, OrderPlaced, OrderShipped, PlaceOrder
 @pytest.fixture(params=IN_MEMORY, ids=name_of)
 def colour(request: pytest.FixtureRequest) -> Colour:
     """Each in-memory bus."""
-    return request.param  # type: ignore[no-any-return]
+    chosen: Colour = request.param
+    return chosen
 
 
 def fails(event: Any) -> None:

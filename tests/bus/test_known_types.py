@@ -23,7 +23,8 @@ from tests.bus.shop import OrderPaid, OrderPlaced, PlaceOrder
 @pytest.fixture(params=ALL, ids=name_of)
 def colour(request: pytest.FixtureRequest) -> Colour:
     """Each bus."""
-    return request.param  # type: ignore[no-any-return]
+    chosen: Colour = request.param
+    return chosen
 
 
 def _outbox(colour: Colour) -> Any:

@@ -19,7 +19,8 @@ from tests.bus.shop import OrderPaid, OrderPlaced, OrderShipped, PlaceOrder
 @pytest.fixture(params=ALL, ids=name_of)
 def colour(request: pytest.FixtureRequest) -> Colour:
     """Each bus."""
-    return request.param  # type: ignore[no-any-return]
+    chosen: Colour = request.param
+    return chosen
 
 
 async def test_a_retry_sends_only_what_the_successful_attempt_emitted(colour: Colour) -> None:

@@ -14,7 +14,8 @@ from tests.bus.shop import OrderPlaced, PlaceOrder
 @pytest.fixture(params=ALL, ids=name_of)
 def colour(request: pytest.FixtureRequest) -> Colour:
     """Each bus."""
-    return request.param  # type: ignore[no-any-return]
+    chosen: Colour = request.param
+    return chosen
 
 
 class _Place(CommandHandler[PlaceOrder]):

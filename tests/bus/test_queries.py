@@ -66,7 +66,8 @@ class ByHand(Query[int]):
 @pytest.fixture(params=ALL, ids=name_of)
 def colour(request: pytest.FixtureRequest) -> Colour:
     """Each bus."""
-    return request.param  # type: ignore[no-any-return]
+    chosen: Colour = request.param
+    return chosen
 
 
 # --- asking ---------------------------------------------------------------------------------------------------------

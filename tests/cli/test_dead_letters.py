@@ -16,11 +16,18 @@ import sqlalchemy as sa
 from click.testing import CliRunner, Result
 from sqlalchemy.orm import Session, sessionmaker
 
-from message_bus import ChosenLetter, DeadLetter, DeadLetterReport, MessageBusTables
+from message_bus import (
+    ChosenLetter,
+    DeadLetter,
+    DeadLetterReport,
+    FixedDelay,
+    MessageBusTables,
+    SettingsError,
+)
 from message_bus.cli.letter_lines import lines_of_letter, lines_of_letters, lines_of_report
 from message_bus.cli.main import main
 from message_bus.cli.options import DATABASE_URL_VARIABLE
-from tests.admin.operators import letters, states
+from tests.admin.operators import discard, letters, states
 from tests.delivery.world import Noted, Placed, World
 
 ROOT = Path(__file__).parents[2]
@@ -414,3 +421,62 @@ def test_it_is_one_of_the_commands() -> None:
     )
     text = CliRunner().invoke(main, ["dead-letters", "--help"]).output
     assert all(f"\n  {name} " in text for name in ("list", "show", "replay", "discard"))
+
+
+# --- what is not given up ----------------------------------------------------------------------------------------------
+
+
+def _fail_once(world: World) -> None:
+    world.settings(max_attempts=9, backoff=FixedDelay(3_600))
+    world.fail("b:1", KeyError("soon"))
+    world.register(Placed(order="b", n=1), Placed(order="b", n=2))
+    world.process()
+
+
+def test_what_is_tried_again_is_listed(world: World, database_url: sa.URL) -> None:
+    """With its state and its next attempt; the default shows dead letters only."""
+    _fail_once(world)
+    done = run(database_url, "list", "--state", "retrying")
+    heading, row, last = done.stdout.splitlines()
+    assert heading.split()[3:] == ["key", "state", "attempts", "since", "next", "attempt", "error"]
+    [letter] = letters(world, state="retrying")
+    assert letter.next_attempt_at is not None
+    assert letter.next_attempt_at.strftime("%Y-%m-%d %H:%M:%SZ") in row
+    assert ("retrying" in row, "KeyError" in row, last) == (True, True, "1 message retrying")
+    assert run(database_url, "list").stdout.splitlines()[-1] == "2 dead letters"
+
+
+@pytest.mark.parametrize(
+    ("state", "found"),
+    [
+        ("dead", ["dead", "dead"]),
+        ("held", ["held"]),
+        ("trying", []),
+        ("all", ["dead", "dead", "retrying", "held"]),
+    ],
+)
+def test_states_as_json(world: World, database_url: sa.URL, state: str, found: list[str]) -> None:
+    """Each with its state; held ones were never tried."""
+    _fail_once(world)
+    said = printed(run(database_url, "list", "--state", state, "--json"))
+    assert (said["count"], [each["state"] for each in said["letters"]]) == (len(found), found)
+    assert [each["attempts"] for each in said["letters"] if each["state"] == "held"] == [0] * found.count(
+        "held"
+    )
+
+
+def test_nobody_decides_about_what_is_tried_again(world: World) -> None:
+    """A retrying message that was listed is no dead letter: replay and discard leave it."""
+    _fail_once(world)
+    listed = letters(world, state="all")
+    assert len(listed) == 4
+    assert discard(world, letters=listed).count == 2
+    assert sorted(states(world).values()) == ["held", "retrying"]
+
+
+def test_a_state_that_there_is_not(world: World) -> None:
+    """It names those that there are."""
+    with pytest.raises(
+        SettingsError, match=r"state 'lost' is unknown \(use dead, retrying, held, trying or all\)"
+    ):
+        letters(world, state="lost")

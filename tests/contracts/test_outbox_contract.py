@@ -87,8 +87,7 @@ class TestScopedSession(OutboxContract):
         return open_one
 
 
-@pytest.mark.postgresql
-class TestConnection(OutboxContract):
+class OnConnections(OutboxContract):
     @pytest.fixture
     def unit_of_work(self, engine: sa.Engine, tables: MessageBusTables) -> Units:
         """A connection each, which writes at once."""
@@ -101,8 +100,13 @@ class TestConnection(OutboxContract):
         return open_one
 
 
+@pytest.mark.postgresql
+class TestConnection(OnConnections):
+    """Each of them in a transaction of its own."""
+
+
 @pytest.mark.sqlite
-class TestSQLiteConnection(TestConnection):
+class TestSQLiteConnection(OnConnections):
     capabilities = Capabilities(several_units_of_work=False)  # the first one locks the database
 
 

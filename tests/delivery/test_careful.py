@@ -5,16 +5,21 @@ from __future__ import annotations
 import subprocess
 import sys
 import threading
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 import sqlalchemy as sa
 
-from message_bus import Unavailable
+from message_bus import DispatchOutboxHandler, Subscription, Unavailable
 from message_bus.delivery.hands import Hands
+from message_bus.delivery.jobs import Stop
+from message_bus.delivery.worker import Worker
+from message_bus.storage.watermark import Watermark
 from tests.delivery import dying
 from tests.delivery.world import Noted, World, placed
+from tests.waiting import wait_until
 
 ROOT = Path(__file__).parents[2]
 LONG_AGO = sa.text("'2020-01-01 00:00:00.000000'")
@@ -207,3 +212,72 @@ def test_who_is_alone_has_nobody_beside_him() -> None:
     for thread in threads:
         thread.join(10)
     assert inside == ["ordinary", *["careful begins", "careful ends"] * 2]
+
+
+@pytest.mark.postgresql
+def test_a_careful_one_waits_for_the_others_of_its_process(world: World) -> None:
+    """S6: as long as another worker of the process has a message in hand, nobody tries one carefully, and the reverse."""
+    inside: list[str] = []
+    most: list[int] = []
+    busy, go_on = threading.Event(), threading.Event()
+
+    def handle(event: Noted) -> None:
+        inside.append("in")
+        most.append(len(inside))
+        if len(most) == 1:
+            busy.set()
+            assert go_on.wait(10)
+        inside.pop()
+
+    world.bus.set_event_handlers(Noted, [handle])
+    names = ("ordinary", "careful")
+    handlers = [DispatchOutboxHandler(subscription=Subscription(name=name)) for name in names]
+    world.bus.set_outbox_handlers(handlers)
+    world.process()
+    world.register(*[Noted(n=n) for n in range(3)])
+    s = world.tables.subscription
+    world.write(sa.update(s).where(s.c.name == "careful").values(owner="dead", lease_until=LONG_AGO))
+    hands, stop, watermark = Hands(), Stop(), Watermark(world.tables)
+
+    def work(handler: DispatchOutboxHandler) -> None:
+        assert handler.subscription is not None
+        worker = Worker(
+            world.bus,
+            handler,
+            handler.subscription,
+            0,
+            tables=world.tables,
+            watermark=watermark,
+            lease=timedelta(seconds=30),
+            stop=stop,
+            hands=hands,
+        )
+        with world.sessions() as session:
+            assert worker.claim(session)
+            worker.run(session)
+            worker.release(session)
+
+    threads = [threading.Thread(target=work, args=(handler,)) for handler in handlers]
+    threads[0].start()
+    assert busy.wait(10)
+    threads[1].start()
+    waiting = sa.select(sa.func.count()).where(s.c.name == "careful", s.c.epoch == 2)
+    wait_until(lambda: hands._waiting or len(most) > 1)
+    assert world.rows(waiting) == [(1,)]
+    go_on.set()
+    for thread in threads:
+        thread.join(20)
+    assert (len(most), max(most)) == (6, 1)
+
+
+def test_care_is_handed_on(world: World) -> None:
+    """S6: an owner that ends before it has met what killed the last one leaves the next one as careful, and free at once."""
+    world.register(*[Noted(n=n) for n in range(3)])
+    _die(world, "0")
+    world.process(limit=1)
+    seen = _look(world, "1")
+    assert world.process(limit=1).busy == ()
+    assert (2, "trying", 0, 0) in seen
+    world.process()
+    assert (world.effects(), _states(world)) == (["0", "1", "2"], [])
+    assert world.rows(sa.select(world.tables.subscription.c.owner)) == [(None,)]

@@ -91,6 +91,27 @@ def test_the_next_message_is_not_started_either(world: World, clock: Clock) -> N
     assert revisions == [1]
 
 
+@pytest.mark.postgresql
+def test_nor_the_first_one_after_a_read(world: World, clock: Clock) -> None:
+    """S7: frozen between the read and the first handler, a worker asks the database before it begins."""
+    world.register(*[Noted(n=n) for n in range(3)])
+    frozen: list[bool] = []
+    called: list[str] = []
+    world.before["0"] = lambda _: called.append("0")
+
+    def freeze(_: object, __: object, statement: str, *___: object) -> None:
+        if not frozen and " AS payload" in statement:
+            frozen.append(True)
+            clock.now += 31
+            _steal(world)
+
+    engine = world.sessions.kw["bind"]
+    sa.event.listen(engine, "after_cursor_execute", freeze)
+    report = world.process()
+    sa.event.remove(engine, "after_cursor_execute", freeze)
+    assert (frozen, called, report.busy) == ([True], [], ("dispatch",))
+
+
 def test_a_lease_that_nobody_took_is_renewed(world: World, clock: Clock) -> None:
     """S7: the clock says that the lease has ended, the database that it is still ours: the work goes on."""
 

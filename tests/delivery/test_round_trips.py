@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -10,7 +11,7 @@ import pytest
 import sqlalchemy as sa
 
 from message_bus import FixedDelay
-from tests.delivery.world import Noted, Placed, World
+from tests.delivery.world import Noted, Pay, Placed, World
 
 pytestmark = pytest.mark.postgresql
 
@@ -109,3 +110,13 @@ def test_rows_that_the_handlers_role_may_not_see_are_not_lost(world: World, engi
             connection.execute(sa.text(f"DROP OWNED BY {role}"))
             connection.execute(sa.text(f"DROP ROLE {role}"))
             connection.commit()
+
+
+def test_only_some_types_are_read_ahead(world: World, caplog: pytest.LogCaptureFixture) -> None:
+    """A subscription with `types=`: each of its messages once, in order; no batch has to be repeated (G2, G3)."""
+    caplog.set_level(logging.INFO, logger="message_bus.delivery")
+    world.settings(messages_per_commit=2, fetch_size=2, types=[Noted, Pay])
+    world.register(*(each for n in range(9) for each in (Noted(n), Placed("a", n), Pay(n))))
+    assert world.process().delivered == 18
+    assert world.effects() == [each for n in range(9) for each in (str(n), f"pay {n}")]
+    assert "repeated" not in caplog.text

@@ -26,7 +26,7 @@ from message_bus import (
 )
 from message_bus.delivery import housekeeping
 from message_bus.delivery.housekeeping import promote_due, prune
-from message_bus.storage import statements
+from message_bus.storage import housekeeping_statements, statements
 from message_bus.storage.types import utc_now
 from tests.delivery.world import EFFECT, Noted, Placed, World, placed
 from tests.waiting import wait_until
@@ -228,7 +228,7 @@ def test_the_checkpoint_is_the_last_statement(world: World) -> None:
     written = [
         i
         for i, each in enumerate(seen)
-        if each.startswith(("INSERT INTO note", "INSERT INTO message_bus_outbox"))
+        if any(f"INSERT INTO {table} " in each for table in ("note", "message_bus_outbox"))
     ]
     assert len(written) == 2
     assert max(written) < first_checkpoint
@@ -439,11 +439,13 @@ def test_creating_waits_for_the_pruner(world: World) -> None:
         pruner.execute(statements.try_lock_log(world.tables), {"log": "outbox"}).one()
         creator = threading.Thread(target=world.process)
         creator.start()
-        waiting = sa.text("SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'")
+        waiting = sa.text(
+            "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
+        )
         try:
             wait_until(lambda: world.rows(waiting) == [(1,)] or not creator.is_alive())
             pruner.execute(sa.delete(world.tables.outbox).where(world.tables.outbox.c.position == 1))
-            pruner.execute(statements.note_pruned(world.tables), {"of_log": "outbox", "to": 1})
+            pruner.execute(housekeeping_statements.note_pruned(world.tables), {"of_log": "outbox", "to": 1})
             created = world.rows(sa.select(sa.func.count()).where(world.tables.subscription.c.name == "late"))
             pruner.commit()
         finally:

@@ -28,6 +28,7 @@ from sqlalchemy.orm import Session
 from message_bus import DeadLetters, MessageBusTables
 from message_bus.cli.main import main as message_bus_command
 from message_bus.cli.options import DATABASE_URL_VARIABLE
+from tests.conftest import unavailable
 from tests.docs.pages import ROOT, Walk, text_of
 from tests.examples.serving import command_in, environment, own_tests, serving, words_of
 from tests.waiting import wait_until
@@ -194,7 +195,7 @@ def test_a_mail_is_seen_at_once(directory: Path) -> None:
 def test_the_readme_word_for_word(directory: Path, changes: dict[str, str], database_url: sa.URL) -> None:
     """Its commands in order, the server beside them: a handler that fails and recovers, a dead letter that is replayed."""
     if shutil.which("curl") is None:
-        pytest.skip("curl is missing")
+        unavailable("curl is missing")
     serve = "flask --app theatre run"
     with serving(command_in(PAGE, serve), directory=directory, changes=changes) as server:
         walk = Walk(directory, ModuleType("page"))

@@ -31,7 +31,7 @@ from message_bus.messages.keys import key_hash
 from message_bus.repositories.late_writing import buffer
 from message_bus.repositories.outbox_message import OutboxMessage
 from message_bus.storage import writer
-from message_bus.storage.insert_dialects import _PostgreSQL, _SQLite, database_of
+from message_bus.storage.insert_dialects import Target, _PostgreSQL, _SQLite, database_of
 from message_bus.storage.record import encode
 from message_bus.storage.sqlite import configure_sqlite
 from message_bus.storage.tables import MessageBusTables
@@ -122,7 +122,7 @@ def through_cursor(session: Session) -> None:
     session.flush()
     connection = session.connection()
     statement = writer._statement(
-        database_of(connection.dialect), connection.dialect, None, TABLES.outbox.name, False, False
+        database_of(connection.dialect), connection.dialect, None, TABLES.prefix, many=False, delayed=False
     )
     cursor = connection.connection.cursor()
     cursor.execute(statement, tuple(encode(message(1))[:-1]))
@@ -142,7 +142,7 @@ def raw_unnest(engine: sa.Engine, count: int) -> Way:
     """What one would write by hand: psycopg, binary arrays, one statement."""
     pool = engine.raw_connection()
     driver = pool.driver_connection
-    statement = _PostgreSQL("psycopg").statement(TABLES.outbox.name, None, True)
+    statement = _PostgreSQL("psycopg")._insert(TABLES.outbox.name, None, many=True)
     payload = PAYLOAD.decode()
 
     def transaction() -> None:
@@ -176,7 +176,7 @@ def many(engine: sa.Engine, count: int) -> Way:
 def raw_sqlite(path: Path) -> Way:
     """What one would write by hand: one row, one transaction."""
     connection = sqlite3.connect(path, isolation_level=None)
-    statement = _SQLite().statement(TABLES.outbox.name, None, False)
+    statement = _SQLite().statement(Target(*[TABLES.outbox.name] * 3), None, many=False)
     payload = PAYLOAD.decode()
 
     def transaction() -> None:

@@ -20,7 +20,7 @@ from sqlalchemy.util import greenlet_spawn
 from message_bus.repositories.late_writing import buffer
 from message_bus.repositories.outbox_message import OutboxMessage
 from message_bus.storage.sqlite import configure_sqlite
-from message_bus.storage.tables import MessageBusTables
+from tests.conftest import TABLES
 
 DRIVERS: Final = {
     "sqlite": "sqlite+pysqlite",
@@ -57,23 +57,18 @@ class EngineMaker(NamedTuple):
 
 
 class Room:
-    """An engine on an empty database of its own, and what the tests say of it."""
+    """An engine on a database of its own with empty tables, and what the tests say of it."""
 
     def __init__(self, maker: EngineMaker) -> None:
         self.make_engine = maker.make
         self.engine = maker.make()
-        self.tables = MessageBusTables()
+        Base.metadata.create_all(self.engine, checkfirst=False)
+        self.tables = TABLES
 
     @property
     def is_postgresql(self) -> bool:
         """Is there a PostgreSQL server behind it?"""
         return self.engine.dialect.name == "postgresql"
-
-    def set_up(self) -> None:
-        """Make the tables."""
-        with self.engine.begin() as connection:
-            self.tables.create_all(connection)
-            Base.metadata.create_all(connection)
 
     def session(self, **options: Any) -> Session:
         """A session on the room's engine."""
@@ -135,7 +130,8 @@ def driver(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def make_engine(request: pytest.FixtureRequest, driver: str) -> EngineMaker:
-    """Makes engines on the test's own database; `play` disposes of them."""
+    """Makes engines on the test's own database, which has the message_bus tables; `play` disposes of them."""
+    request.getfixturevalue(f"_tables_on_{kind_of(driver)}")
     made: list[sa.Engine] = []
     if kind_of(driver) == "sqlite":
         url = sa.URL.create(DRIVERS[driver], database=str(request.getfixturevalue("sqlite_path")))
@@ -168,7 +164,6 @@ def play(driver: str, make_engine: EngineMaker) -> Callable[[Callable[[Room], No
     def perform(scenario: Callable[[Room], None]) -> None:
         try:
             room = Room(make_engine)
-            room.set_up()
             scenario(room)
             left = [
                 engine.pool.checkedout()

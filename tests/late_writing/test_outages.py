@@ -34,6 +34,26 @@ def test_a_terminated_backend(room: Room) -> None:
 
 @under_every_driver
 @pytest.mark.postgresql
+def test_one_lost_connection_tells_of_all(room: Room) -> None:
+    """After a restart one commit of messages fails, not one for each connection that the pool still holds (S7)."""
+    with room.engine.connect() as first, room.engine.connect() as second:
+        pids = [each.exec_driver_sql("SELECT pg_backend_pid()").scalar_one() for each in (first, second)]
+    with room.make_engine().connect() as killer:
+        for pid in pids:
+            killer.exec_driver_sql(f"SELECT pg_terminate_backend({pid}, 5000)")
+    with room.session() as session:
+        room.register(session, "A")
+        with pytest.raises(sa.exc.DBAPIError) as caught:
+            session.commit()
+    assert is_outage(caught.value)
+    with room.session() as session:
+        room.register(session, "B")
+        session.commit()
+    assert room.stored() == ["B"]
+
+
+@under_every_driver
+@pytest.mark.postgresql
 def test_a_serialization_failure(room: Room) -> None:
     """S7: 40001 is nobody's fault: the same work will do in another order."""
     engine = room.engine.execution_options(isolation_level="SERIALIZABLE")

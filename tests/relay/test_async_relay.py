@@ -14,6 +14,7 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 
 from message_bus import AsyncMessageBus, AsyncRelay, FixedDelay, MessageBusTables, SettingsError, Unavailable
+from message_bus.relay.stations_async import AsyncStation
 from tests.delivery.test_async import AsyncWorld, Step
 from tests.delivery.world import EFFECT
 from tests.waiting import async_wait_until
@@ -173,3 +174,48 @@ async def test_a_session_of_the_other_colour_is_refused(async_engine: AsyncEngin
     """Named, with the remedy."""
     with pytest.raises(SettingsError, match="or use Relay"):
         AsyncRelay(AsyncMessageBus(), async_engine.sync_engine)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("mode", ["transactional", "concurrent"])
+async def test_a_handler_that_ends_the_process_ends_it(
+    world: AsyncWorld, relay_for: Relays, mode: str
+) -> None:
+    """SystemExit goes through run(), not past it: the other tasks are ended, the lease is left to expire (S6)."""
+    world.settings(mode=mode, concurrency=4)
+
+    async def leave(event: Step, context: Any) -> None:
+        raise SystemExit(7)
+
+    world.bus.set_event_handlers(Step, [leave])
+    await world.register(*steps("a", range(1)), *steps("b", range(1)))
+    with pytest.raises(SystemExit) as raised:
+        await relay_for().run()
+    assert raised.value.code == 7
+    async with world.sessions() as session:
+        assert await session.scalar(sa.select(world.tables.subscription.c.owner)) is not None
+
+
+async def test_a_cancellation_that_got_lost(
+    world: AsyncWorld, relay_for: Relays, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A driver that raises an error of its own in place of the cancellation does not keep the relay for ever (G11)."""
+    lost: list[str] = []
+    usual = AsyncStation.serve
+
+    async def serve(station: AsyncStation) -> None:
+        try:
+            await usual(station)
+        except asyncio.CancelledError:
+            if not lost:
+                lost.append("once")
+                await asyncio.Event().wait()
+            raise
+
+    monkeypatch.setattr(AsyncStation, "serve", serve)
+    relay = relay_for()
+    running = asyncio.create_task(relay.run())
+    await async_wait_until(lambda: relay.health().ready)
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await asyncio.wait_for(running, 10)
+    assert lost

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import logging
-import os
-import signal
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from typing import Any
 
-import psycopg
 import pytest
 import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError
@@ -18,6 +15,7 @@ from sqlalchemy.orm import sessionmaker
 
 from message_bus import AsyncRelay, MessageBusTables, Relay
 from tests.conftest import unavailable
+from tests.crashing import crash
 from tests.delivery.test_async import AsyncWorld, Step
 from tests.delivery.world import EFFECT, World, placed
 from tests.servers import PostgreSQL, ServerNotAvailable
@@ -67,14 +65,6 @@ def server() -> Iterator[PostgreSQL]:
         raise
     yield started
     started.remove()
-
-
-def crash(url: sa.URL) -> None:
-    """Kill one server process: the postmaster ends all others and recovers, refusing connections meanwhile."""
-    with psycopg.connect(url.set(drivername="postgresql").render_as_string(hide_password=False)) as victim:
-        os.kill(victim.info.backend_pid, signal.SIGKILL)
-        with pytest.raises(psycopg.OperationalError):
-            wait_until(lambda: victim.execute("SELECT 1") and None, message="the server did not crash")
 
 
 class Numbers:

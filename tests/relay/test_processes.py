@@ -48,6 +48,12 @@ class Process:
         """Send it a signal."""
         self.popen.send_signal(number)
 
+    def wait_until_stopping(self) -> None:
+        """Wait until it has heard the first signal: only from then on it begins nothing else."""
+        assert self.popen.stderr is not None
+        while "then the relay ends" not in (line := self.popen.stderr.readline()):
+            assert line, self.popen.poll()
+
     def end(self) -> tuple[int, str]:
         """Its exit code and what it wrote to stderr, when it has ended."""
         assert self.popen.stderr is not None
@@ -128,6 +134,7 @@ def test_sigterm_finishes_what_is_in_hand(app: str, shop: Shop, database_url: sa
     with running(app, database_url, *FAST) as relay:
         relay.wait_until_entered()
         relay.send(signal.SIGTERM)
+        relay.wait_until_stopping()
         relay.let_go()
         code, errors = relay.end()
     assert code == 0, errors

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import re
+import signal
+import threading
 from pathlib import Path
 
+import psycopg
 import pytest
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 from sqlalchemy.orm import Session, sessionmaker
 
 from message_bus.storage.tables import MessageBusTables
+from tests.conftest import clean_up
 from tests.waiting import async_wait_until, wait_until
 
 
@@ -70,6 +76,50 @@ def test_the_server_is_durable_and_modern(engine: sa.Engine) -> None:
         assert connection.scalar(sa.text("SHOW fsync")) == "on"
         assert connection.scalar(sa.text("SHOW synchronous_commit")) == "on"
         assert connection.scalar(sa.text("SELECT current_setting('server_version_num')::int")) >= 140001
+
+
+@pytest.mark.postgresql
+def test_what_a_test_leaves_behind_is_found_and_ended(
+    administration: sa.Engine, database_url: sa.URL
+) -> None:
+    """A transaction that is still open, and a prepared one; who is between transactions may stay."""
+    url = database_url.set(drivername="postgresql").render_as_string(hide_password=False)
+    with administration.connect() as connection, psycopg.connect(url) as idle, psycopg.connect(url) as busy:
+        idle.execute("SELECT 1")
+        idle.execute(f"PREPARE TRANSACTION 'of {idle.info.backend_pid}'")
+        busy.execute("SELECT 'business'")
+        prepared, session = clean_up(connection, patience=0.01)
+        assert prepared == f"prepared transaction 'of {idle.info.backend_pid}'"
+        assert re.fullmatch(
+            rf"session {busy.info.backend_pid}, idle in transaction, last .*business.*", session
+        )
+        assert clean_up(connection) == []
+        idle.execute("SELECT 1")
+        with pytest.raises(psycopg.OperationalError):
+            busy.execute("SELECT 1")
+
+
+@pytest.mark.postgresql
+def test_a_server_process_that_has_not_noticed_the_end_of_its_client_is_waited_for(
+    administration: sa.Engine, database_url: sa.URL
+) -> None:
+    """On a busy machine that takes a while; the test has left nothing."""
+    url = database_url.set(drivername="postgresql").render_as_string(hide_password=False)
+    looks: list[None] = []
+    left: list[str] = []
+    with psycopg.connect(url) as gone:
+        gone.execute("SELECT 1")
+        pid = gone.info.backend_pid
+        os.kill(pid, signal.SIGSTOP)
+        gone.close()
+    with administration.connect() as connection:
+        sa.event.listen(connection, "after_cursor_execute", lambda *_: looks.append(None))
+        cleaning = threading.Thread(target=lambda: left.extend(clean_up(connection, patience=30)))
+        cleaning.start()
+        wait_until(lambda: len(looks) > 1)
+        os.kill(pid, signal.SIGCONT)
+        cleaning.join()
+    assert left == []
 
 
 async def test_waiting_returns_what_became_true() -> None:

@@ -20,6 +20,7 @@ from sqlalchemy.exc import OperationalError
 from message_bus.errors import UnsupportedDatabase
 from message_bus.storage.preconditions import check_log, check_reader
 from message_bus.storage.tables import MessageBusTables
+from tests import crashing
 from tests.conftest import unavailable
 from tests.servers import PostgreSQL, ServerNotAvailable
 from tests.waiting import wait_until
@@ -60,13 +61,7 @@ def own_log(server: PostgreSQL) -> Iterator[Log]:
 
 def crash(log: Log) -> None:
     """Kill one server process: the postmaster ends all others and recovers. Returns when it answers again."""
-    victim = psycopg.connect(
-        log.engine.url.set(drivername="postgresql").render_as_string(hide_password=False)
-    )
-    os.kill(victim.info.backend_pid, signal.SIGKILL)
-    with pytest.raises(psycopg.OperationalError):
-        wait_until(lambda: victim.execute("SELECT 1") and None, message="the server did not crash")
-    victim.close()
+    crashing.crash(log.engine.url)
     wait_until(lambda: _answers(log), timeout=60)
 
 

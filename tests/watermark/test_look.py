@@ -363,19 +363,20 @@ def test_without_the_care_for_missing_pids_a_prepared_row_is_lost(
 
 
 @pytest.fixture
-def cloned(log: Log, postgresql_url: sa.URL) -> Iterator[Log]:
+def cloned(log: Log, postgresql_url: sa.URL, administration: sa.Engine) -> Iterator[Log]:
     """The same log in a database that was made from this one as its template: same schema, same OIDs."""
     name = f"{postgresql_url.database}_clone"
     log.engine.dispose()
-    administration = sa.create_engine(
+    administration.dispose()  # a template must have no other connection
+    elsewhere = sa.create_engine(
         postgresql_url.set(database="template1"), poolclass=sa.NullPool, isolation_level="AUTOCOMMIT"
     )
-    with administration.connect() as connection:
+    with elsewhere.connect() as connection:
         connection.execute(sa.text(f'CREATE DATABASE "{name}" TEMPLATE "{postgresql_url.database}"'))
     engine = sa.create_engine(log.engine.url.set(database=name), poolclass=sa.NullPool)
     with Log(engine, log.tables) as made:
         yield made
-    with administration.connect() as connection:
+    with elsewhere.connect() as connection:
         connection.execute(sa.text(f'DROP DATABASE "{name}" WITH (FORCE)'))
 
 

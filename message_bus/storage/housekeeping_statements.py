@@ -1,0 +1,104 @@
+"""One builder per operation of the housekeeping: SQL as values, the same on PostgreSQL and SQLite.
+
+Delayed messages enter the outbox, old rows leave it; both behind the lock on the log's row, which `statements.py` has.
+Builders take the tables and return a statement with named parameters; they run nothing and decide nothing.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import (
+    Delete,
+    Float,
+    Insert,
+    Select,
+    Update,
+    bindparam,
+    case,
+    delete,
+    exists,
+    func,
+    select,
+    update,
+)
+
+from message_bus.storage.statements import insert_or_ignore
+from message_bus.storage.tables import MessageBusTables
+from message_bus.storage.types import utc_after, utc_now
+
+MESSAGE_COLUMNS = ("id", "type", "message", "version", "key", "key_hash", "payload", "meta", "headers")
+
+
+# --- delayed messages ---------------------------------------------------------------------------------------------
+
+
+def due_ids(tables: MessageBusTables) -> Select[*tuple[Any, ...]]:
+    """The next :limit delayed messages that are due."""
+    t = tables.schedule
+    return (
+        select(t.c.id).where(t.c.due_at <= utc_now()).order_by(t.c.due_at, t.c.id).limit(bindparam("limit"))
+    )
+
+
+def promote(dialect_name: str, tables: MessageBusTables) -> Insert:
+    """Copy the delayed messages :ids into the outbox, in the order in which they became due (S9).
+
+    One whose id is in the outbox already is the same message: it is left out.
+    """
+    t = tables.schedule
+    columns = [t.c[name] for name in MESSAGE_COLUMNS]
+    chosen = select(*columns).where(t.c.id.in_(bindparam("ids", expanding=True))).order_by(t.c.due_at, t.c.id)
+    copied = insert_or_ignore(dialect_name, tables.outbox)
+    return copied.from_select(list(MESSAGE_COLUMNS), chosen, include_defaults=False)
+
+
+def unschedule(tables: MessageBusTables) -> Delete:
+    """Remove the delayed messages :ids."""
+    t = tables.schedule
+    return delete(t).where(t.c.id.in_(bindparam("ids", expanding=True)))
+
+
+# --- retention ------------------------------------------------------------------------------------------------------
+
+
+def passed_by_all(tables: MessageBusTables) -> Select[*tuple[Any, ...]]:
+    """The position that every subscription of :log has passed; null if there is none."""
+    t = tables.subscription
+    return select(func.min(t.c.position)).where(t.c.log == bindparam("log"))
+
+
+def oldest_rows(tables: MessageBusTables) -> Select[*tuple[Any, ...]]:
+    """The next :limit rows after :after, up to :passed: is each `old` (before :age seconds from now), is it `kept`?
+
+    `kept` is a row that is retrying, held or dead somewhere (G9). A window, not a filter: a log full of young rows
+    is looked at once, not scanned to its end.
+    """
+    t, d = tables.outbox, tables.delivery
+    return (
+        select(
+            t.c.position,
+            (t.c.created_at < utc_after(bindparam("age", type_=Float()))).label("old"),
+            exists().where(d.c.position == t.c.position).label("kept"),
+        )
+        .where(t.c.position > bindparam("after"), t.c.position <= bindparam("passed"))
+        .order_by(t.c.position)
+        .limit(bindparam("limit"))
+    )
+
+
+def prune(tables: MessageBusTables) -> Delete:
+    """Remove the rows at :positions."""
+    t = tables.outbox
+    return delete(t).where(t.c.position.in_(bindparam("positions", expanding=True)))
+
+
+def note_pruned(tables: MessageBusTables) -> Update:
+    """Remember how far log :of_log was pruned; a dead letter that was kept, and goes later, takes nothing back (S4)."""
+    t = tables.log
+    to = bindparam("to", type_=t.c.pruned_to.type)
+    return (
+        update(t)
+        .where(t.c.log == bindparam("of_log"))
+        .values(pruned_to=case((t.c.pruned_to > to, t.c.pruned_to), else_=to))
+    )

@@ -1,0 +1,208 @@
+"""The rules W1-W9 and L2-L6, each with what stands there without it and who must notice."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from tests.delivery.rules_without import without
+
+_RULES_S = "delivery/test_rules_s.py::"
+_LOOK = "watermark/test_look.py::"
+_STATEMENTS = "storage/statements.py"
+
+TABLE: Final = (
+    # --- W: the settled watermark ---
+    without(
+        "W1",
+        "a sequence that was never used",
+        "storage/looking.py",
+        "Seen(row.high or 0,",
+        "Seen(row.high or 1,",
+        _LOOK + "test_an_untouched_log_is_settled_at_nothing",
+    ),
+    without(
+        "W2",
+        "prepared transactions have no pid",
+        "storage/looking.py",
+        "lock.pid IS DISTINCT FROM pg_backend_pid()",
+        "lock.pid <> pg_backend_pid()",
+        _LOOK + "test_a_prepared_transaction_is_waited_for",
+    ),
+    without(
+        "W2",
+        "this database only",
+        "storage/looking.py",
+        "      AND lock.database = seen.database\n",
+        "",
+        _LOOK + "test_a_writer_in_a_cloned_database_is_not_waited_for",
+    ),
+    without(
+        "W2",
+        "granted locks only",
+        "storage/looking.py",
+        "      AND lock.granted\n",
+        "",
+        _LOOK + "test_one_who_waits_for_the_lock_is_not_waited_for",
+    ),
+    without(
+        "W3",
+        "no older snapshot",
+        "storage/looking.py",
+        "if (fault := old_snapshot(row.isolation)) is not None:",
+        "if (fault := None) is not None:",
+        _LOOK + "test_a_transaction_in_an_older_snapshot_is_refused",
+    ),
+    without(
+        "W3",
+        "rows are cut at the settled position",
+        _STATEMENTS,
+        't.c.position <= bindparam("settled", type_=t.c.position.type),',
+        'bindparam("settled", type_=t.c.position.type).is_not(None),',
+        _RULES_S + "test_rows_above_the_settled_position_wait",
+    ),
+    without(
+        "W4",
+        "one incarnation",
+        "storage/settled.py",
+        "return incarnation == self._incarnation and",
+        "return",
+        "watermark/test_settled.py",
+    ),
+    without(
+        "W5",
+        "the oldest entries are kept",
+        "storage/settled.py",
+        "return [entries[0], *entries[2:-1:2], entries[-1]]",
+        "return entries[-MOST_ENTRIES:]",
+        "watermark/test_settled.py",
+    ),
+    without(
+        "W5",
+        "the newest are merged",
+        "storage/settled.py",
+        "if merged and merged[-1].writers == entry.writers:",
+        "if False:",
+        "watermark/test_settled.py",
+    ),
+    without(
+        "W6",
+        "nothing new asks for no locks",
+        "storage/looking.py",
+        "WHERE seen.high > :above",
+        "WHERE :above IS NOT NULL",
+        _LOOK + "test_the_plan_gives_the_locks_what_the_sequence_said",
+    ),
+    without(
+        "W6",
+        "a step looks again for a bounded time",
+        "storage/settled.py",
+        "left <= 0:",
+        "False:",
+        "watermark/test_settled.py::test_looking_again_slows_down_and_ends_after_the_given_time",
+    ),
+    without(
+        "W7",
+        "what would lose messages is refused",
+        "storage/preconditions.py",
+        '    _refuse(f"log {log!r} cannot be read safely", faults_of_log(connection, tables, log))',
+        "    return",
+        "watermark/test_preconditions.py::test_a_log_that_could_lose_messages_is_refused",
+    ),
+    without(
+        "W8",
+        "a sequence behind the checkpoint",
+        "storage/settled.py",
+        "if position > look.high:",
+        "if False:",
+        "watermark/test_settled.py::test_a_checkpoint_ahead_of_the_sequence_is_an_error_with_its_repair",
+    ),
+    without(
+        "W9",
+        "a reader that rows are hidden from",
+        "storage/looking.py",
+        "    if row.hidden:",
+        "    if False:",
+        "watermark/test_preconditions.py::test_a_reader_subject_to_a_policy_is_refused",
+    ),
+    without(
+        "W9",
+        "the pruner is not blind",
+        "storage/preconditions.py",
+        'return READER_SETTINGS if dialect_name == "postgresql" else ()',
+        "return ()",
+        _RULES_S + "test_the_pruner_is_not_blind",
+    ),
+    without(
+        "W9",
+        "operators are not blind",
+        "admin/ground.py",
+        "    if faults:",
+        "    if False:",
+        "admin/test_row_security.py::test_hidden_rows_are_an_error",
+    ),
+    without(
+        "W9",
+        "doctor reports it and lives",
+        "admin/findings.py",
+        'return finding.code in STOPPERS or (finding.code == ROW_SECURITY and finding.severity == "error")',
+        "return finding.code in STOPPERS",
+        "admin/test_row_security.py::test_doctor_says_it",
+    ),
+    # --- L: writing late ---
+    without(
+        "L2",
+        "not when a savepoint is released",
+        "repositories/late_writing.py",
+        "if nested is not None and not again and not waiting.closing:",
+        "if False:",
+        "late_writing/test_savepoints.py::test_releasing_a_savepoint_does_not_write",
+    ),
+    without(
+        "L2",
+        "flush first",
+        "repositories/late_writing.py",
+        "        session.flush()  # its listeners may register more, and it may take long\n",
+        "",
+        "late_writing/test_registered_during_commit.py::test_what_waits_is_written_after_the_flush",
+    ),
+    without(
+        "L2",
+        "what is registered during the commit is written at once",
+        "repositories/late_writing.py",
+        "        waiting.closing = True",
+        "        pass",
+        "late_writing/test_registered_during_commit.py::test_session_listeners",
+    ),
+    without(
+        "L2",
+        "the last gate",
+        "repositories/late_writing.py",
+        "if left := sum(1 for each in waiting.unwritten() if each.bind is connection.engine):",
+        "if left := 0:",
+        "late_writing/test_async.py::test_the_gate",
+    ),
+    without(
+        "L3",
+        "a savepoint takes its messages along",
+        "repositories/late_writing.py",
+        "        waiting.undo(transaction)",
+        "        pass",
+        "late_writing/test_savepoints.py",
+    ),
+    without(
+        "L5",
+        "the commit of an outer connection",
+        "repositories/late_writing.py",
+        "        waiting.listen_to(bind)",
+        "        pass",
+        "late_writing/test_binds.py::test_the_user_ends_the_connection_alone",
+    ),
+    without(
+        "L6",
+        "several engines",
+        "repositories/late_writing.py",
+        "session.get_bind(clause=clause_for(tables.outbox))",
+        "session.get_bind()",
+        "late_writing/test_binds.py::test_the_outbox_has_a_bind_of_its_own",
+    ),
+)
