@@ -6,8 +6,8 @@ made, so a method that is renamed is an error here, and production code pays not
 
 from __future__ import annotations
 
-import os
 import signal
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import wraps
@@ -75,7 +75,8 @@ def come_to(moment: str) -> None:
     if doom is not None and doom.moment == moment:
         _Armed.left -= 1
         if _Armed.left == 0:
-            os.kill(os.getpid(), doom.signal)
+            # to this thread: a signal to the process may be taken by another one, and this one would go on meanwhile
+            signal.pthread_kill(threading.get_ident(), doom.signal)
 
 
 def _wrapped(method: Callable[..., Any], moment: str, when: str) -> Callable[..., Any]:
