@@ -107,23 +107,23 @@ class AsyncAttempts:
             self._lease.unfinished = None
 
     async def _take_back(self) -> None:
-        """Nobody has died of the attempt that is recorded: it does not count. Raises LeaseLost."""
+        """Nobody has died of the attempt that is recorded: it does not count. Raises LeaseLost.
+
+        Nothing else may be tried before that: who forgets it leaves the message behind for ever.
+        """
         taken_back = self._lease.unfinished
         if taken_back is None:
             return
-        try:
-            await self._lease.reload(self._session)
-            await self._recorder.commit(self._session, [taken_back], to=self._lease.at.position)
-            self._lease.unfinished = None
-        except Exception as error:
-            await self._session.rollback()
-            if not is_outage(error):
-                raise  # else the next pass of this worker does it
+        await self._lease.reload(self._session)
+        await self._recorder.commit(self._session, [taken_back], to=self._lease.at.position)
+        self._lease.unfinished = None
 
     async def _ready(self) -> None:
         """No handler is started unless the lease is good by our own clock (S7). Raises LeaseLost."""
-        if self._lease.over and not await self._lease.renew(self._session):
-            raise self._lease.lost()
+        if self._lease.over:
+            if not await self._lease.renew(self._session):
+                raise self._lease.lost()
+            self._lease.trust()
 
     async def _call(self, job: Job, resources: Mapping[str, Any]) -> bool:
         """Call the handler; True if it handled the message, False if it passed it over."""

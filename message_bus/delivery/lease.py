@@ -84,6 +84,7 @@ class Lease:
         self.unfinished: TakenBack | None = None
         """How to take back the attempt that is recorded, as long as nobody knows what became of it (S6)."""
         self._over_at = asked_at + lease.total_seconds() * USED
+        self._doubted = False
         self._asked_at = asked_at
         self.guarded = guarded
         """Whether the server is to end a transaction that holds the partition's row and is silent for a lease (S7)."""
@@ -114,7 +115,7 @@ class Lease:
     @property
     def over(self) -> bool:
         """Whether somebody else may have it by now: no handler is started before it is renewed (S7)."""
-        return self.clock() >= self._over_at
+        return self._doubted or self.clock() >= self._over_at
 
     @property
     def hangs(self) -> bool:
@@ -122,8 +123,12 @@ class Lease:
         return self.watch.hangs
 
     def doubt(self) -> None:
-        """Nothing is begun before it was renewed."""
-        self._over_at = self.clock()
+        """After an outage: nothing is begun before it was renewed by whoever is to record it; heartbeats come from elsewhere."""
+        self._doubted = True
+
+    def trust(self) -> None:
+        """Whoever is to record what handlers do has just written something."""
+        self._doubted = False
 
     def lock(self, session: Session) -> None:
         """Lock the partition's row, before delivery rows are read or changed (S3). Raises LeaseLost.
@@ -177,6 +182,7 @@ class Lease:
     def committed(self, at: Position) -> None:
         """The commit that `advance` prepared has happened."""
         self.at = at
+        self.trust()
         self._lasts(self._asked_at)
 
     def _lasts(self, asked_at: float) -> None:

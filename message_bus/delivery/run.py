@@ -110,9 +110,14 @@ class Run(Attempts):
         try:
             self._take_back()
         except LeaseLost:
+            self._session.rollback()
             if not isinstance(error, Interrupted):  # the error says more than that somebody else goes on
                 raise error from None
             raise
+        except Exception as another:
+            self._session.rollback()
+            if not is_outage(another):
+                raise  # else the next pass does it before anything else
 
     def _settle_in(self) -> None:
         """Once after a claim: count who has killed the last owner (G7), revive what was unknown to it."""

@@ -86,6 +86,7 @@ class Station:
         """Claim, work, release, again and again. Raises: WiringError, for what waiting does not mend."""
         self._board.wait(lambda: self._board.ready)
         while not self._board.stop.asked:
+            self._wait_while_down()
             try:
                 with ExitStack() as stack:
                     session = stack.enter_context(self._sessions())
@@ -128,6 +129,13 @@ class Station:
         self.state = STANDBY
         self.worker.release(session)
 
+    def _wait_while_down(self) -> None:
+        """Until the watcher is through, and no connection is left that leads to what was the primary before a failover."""
+        board = self._board
+        if board.down:
+            self.state = UNAVAILABLE
+            board.wait(lambda: not board.down)
+
     def _stand_by(self) -> None:
         self.state = STANDBY if self._is_active() else IDLE
         if not self._said_standby:
@@ -145,6 +153,9 @@ class Station:
     def _work(self, session: Session) -> None:
         """One run, and the wait after it."""
         board, worker = self._board, self.worker
+        self._wait_while_down()
+        if board.stop.asked:
+            return
         assert worker.lease is not None
         assert worker.reader is not None
         rings, self._ran_at_post = board.rings, board.posts

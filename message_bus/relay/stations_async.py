@@ -85,6 +85,7 @@ class AsyncStation:
         """Claim, work, release, again and again. Raises: WiringError, for what waiting does not mend."""
         await self._board.wait(lambda: self._board.ready)
         while not self._board.stop.asked:
+            await self._wait_while_down()
             try:
                 async with AsyncExitStack() as stack:
                     session = await stack.enter_async_context(self._sessions())
@@ -127,6 +128,13 @@ class AsyncStation:
         self.state = STANDBY
         await self.worker.release(session)
 
+    async def _wait_while_down(self) -> None:
+        """Until the watcher is through, and no connection is left that leads to what was the primary before a failover."""
+        board = self._board
+        if board.down:
+            self.state = UNAVAILABLE
+            await board.wait(lambda: not board.down)
+
     def _stand_by(self) -> None:
         self.state = STANDBY if self._is_active() else IDLE
         if not self._said_standby:
@@ -144,6 +152,9 @@ class AsyncStation:
     async def _work(self, session: AsyncSession) -> None:
         """One run, and the wait after it."""
         board, worker = self._board, self.worker
+        await self._wait_while_down()
+        if board.stop.asked:
+            return
         assert worker.lease is not None
         assert worker.reader is not None
         rings, self._ran_at_post = board.rings, board.posts

@@ -120,8 +120,8 @@ class Watcher:
     def _take_in(self, seen: Signs | None) -> None:
         """Post what was seen."""
         board, before = self._board, self._board.signs
-        board.post(seen)
         board.back()
+        board.post(seen)
         self._backoff.reset()
         if before is None or seen is None or (before.high, before.parts) != (seen.high, seen.parts):
             self._pace.quicken(listening=board.listening)

@@ -208,6 +208,36 @@ def test_another_cannot_know(world: World) -> None:
     assert world.effects() == ["1"]
 
 
+def test_nothing_else_is_tried_before_the_attempt_is_taken_back(world: World) -> None:
+    """S6, G2: while the database comes and goes, the recorded attempt is not forgotten for that at the next message."""
+    worker = _taken_over(world)
+    world.register(Noted(n=2))
+    engine = world.sessions.kw["bind"]
+    refused: list[str] = []
+
+    def refuse(connection: Any, cursor: Any, statement: str, *_: object) -> None:
+        if statement.startswith("UPDATE") and "delivery" in statement and len(refused) < 2:
+            refused.append(statement)
+            raise sa.exc.OperationalError("x", {}, ConnectionResetError())
+
+    def go(_: Any) -> None:
+        del world.before["1"]
+        raise sa.exc.OperationalError("x", {}, ConnectionResetError())
+
+    world.before["1"] = go
+    sa.event.listen(engine, "before_cursor_execute", refuse)
+    try:
+        with world.sessions() as session:
+            assert worker.claim(session)
+            while worker.run(session).unavailable:
+                pass
+            worker.release(session)
+    finally:
+        sa.event.remove(engine, "before_cursor_execute", refuse)
+    assert len(refused) == 2
+    assert (world.effects(), _states(world)) == (["1", "2"], [])
+
+
 # --- G8: an outage is said once -----------------------------------------------------------------------------------------
 
 
@@ -247,3 +277,34 @@ def test_a_heartbeat_is_a_sign_of_life(world: World) -> None:
         worker.release(session)
     [(seen_at, created_at)] = world.rows(sa.select(s.c.seen_at, s.c.created_at))
     assert seen_at >= created_at
+
+
+# --- S7: after an outage ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.postgresql
+def test_a_heartbeat_does_not_end_a_doubt(world: World) -> None:
+    """S7, G8: after an outage only a write of the session that records proves that what handlers do can be recorded."""
+    world.process()
+    world.register(Noted(n=1))
+    called: list[Any] = []
+    world.bus.set_event_handlers(Noted, [lambda event, context: called.append(event)])
+    worker = _worker(world)
+    with world.sessions() as session, world.sessions() as heartbeat:
+        assert worker.claim(session)
+        assert worker.lease is not None
+        worker.lease.doubt()
+        assert worker.lease.renew(heartbeat)
+        assert worker.lease.over
+
+        def read_only(session: Session, transaction: object, connection: sa.Connection) -> None:
+            connection.execute(sa.text("SET TRANSACTION READ ONLY"))
+
+        sa.event.listen(session, "after_begin", read_only)
+        assert worker.run(session).outage is not None
+        assert called == []
+        sa.event.remove(session, "after_begin", read_only)
+        assert worker.run(session).delivered == 1
+        assert len(called) == 1
+        assert not worker.lease.over
+        worker.release(session)
