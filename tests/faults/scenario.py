@@ -36,7 +36,7 @@ from tests.faults import app
 from tests.faults.app import ONCE, Moved, Settings
 from tests.faults.history import Effect, History, Interruption, Message, Reader, Result, check
 from tests.faults.nursery import Child, Nursery
-from tests.faults.writing import SPAN, Writers, read_acknowledged, register, writing
+from tests.faults.writing import ENOUGH_ON_SQLITE, SPAN, Writers, read_acknowledged, register, writing
 from tests.waiting import wait_until
 
 SEED_VARIABLE: Final = "MESSAGE_BUS_FAULTS_SEED"
@@ -73,7 +73,11 @@ class Run:
         self.settings = settings
         self.url = url
         engine = sa.create_engine(engine_url)
-        self.engine = configure_sqlite(engine) if engine.dialect.name == "sqlite" else engine
+        self.engine = (
+            configure_sqlite(engine, busy_timeout=ENOUGH_ON_SQLITE)
+            if engine.dialect.name == "sqlite"
+            else engine
+        )
         self.interruptions: list[Interruption] = []
         self.relays: list[Child] = []
         self.excused: dict[str, Collection[Message]] = {}

@@ -38,9 +38,13 @@ def die(run: Run, make: str, moment: str) -> None:
         relay = run.relay(make, settings=replace(run.settings, doom=doom))
         run.write(*WORDS)
 
+        asked = False  # once: a second SIGTERM would end it at once
+
         def died() -> bool:
-            if run.is_delivered():
+            nonlocal asked
+            if run.is_delivered() and not asked:
                 relay.send(signal.SIGTERM) if releases else run.write(*WORDS)
+                asked = releases
             return relay.code is not None
 
         wait_until(died, timeout=30, message=f"it does not die {moment}")

@@ -26,6 +26,7 @@ from message_bus import MessageBus, configure_sqlite
 from message_bus.repositories.sqlalchemy import SQLAlchemyOutBoxRepo
 from tests.faults.app import Moved, written
 
+ENOUGH_ON_SQLITE: Final = timedelta(minutes=2)  # for a turn, where nobody keeps the order of those who wait
 KEYS: Final = tuple(f"key-{number:02}" for number in range(20))
 MIX: Final = {"emit": 0.05, "fail:1": 0.03}
 """What the handlers of some messages do besides, and how often; see `Moved.does`."""
@@ -153,7 +154,7 @@ def main(arguments: list[str]) -> None:
     signal.signal(signal.SIGTERM, on_signal)
     engine = sa.create_engine(url)
     if engine.dialect.name == "sqlite":
-        configure_sqlite(engine)
+        configure_sqlite(engine, busy_timeout=ENOUGH_ON_SQLITE)
     with Path(path).open("a") as file:
 
         def told(messages: list[Moved]) -> None:
