@@ -13,8 +13,8 @@ VENV_SA20 := .venv-sa20
 BIN := $(VENV)/bin
 PYTEST_FLAGS := -q -n $(JOBS) --dist worksteal
 BENCHES := tests.architecture.bench_import tests.messages.bench_codec tests.bus.bench_dispatch \
-  tests.late_writing.bench_writing tests.relay.bench_relay
-STORAGE_TESTS := $(wildcard tests/storage tests/late_writing tests/watermark tests/delivery tests/demo)
+  tests.late_writing.bench_writing tests.relay.bench_relay tests.eventsourcing.bench_store
+STORAGE_TESTS := $(wildcard tests/storage tests/late_writing tests/watermark tests/delivery tests/eventsourcing tests/demo)
 EXTRAS := postgres,asyncpg,sqlite-async
 
 export MESSAGE_BUS_TEST_PG_VERSION := $(PG)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0.dev0"
+__version__ = "0.2.0.dev0"
 
 if TYPE_CHECKING:
     from message_bus.admin.dead_letters import DeadLetters
@@ -35,28 +35,37 @@ if TYPE_CHECKING:
     from message_bus.delivery.retry import ExponentialBackoff, FixedDelay, LinearBackoff, NoRetry, RetryPolicy
     from message_bus.delivery.subscription import Subscription
     from message_bus.errors import (
+        AggregateNotFound,
         AsyncHandlerOnSyncBus,
         CascadeLimitExceeded,
+        ConcurrencyError,
         ConflictError,
         DeliveryError,
         DispatchEnded,
+        DuplicateEvent,
+        EventNotHandled,
         HandlerNotFound,
         InvalidMessage,
         InvalidOutboxMessage,
+        InvalidSnapshot,
         LeaseLost,
         MessageBusError,
         MessageDecodeError,
         MessageDefinitionError,
         NotAMessage,
         PositionBehind,
+        ProjectionNotReady,
         QueryNotSendable,
+        RebuildRefused,
         Reject,
         RetryLater,
+        SagaChanged,
         SchemaError,
         SessionOwnedBySubscription,
         SettingsError,
         Unavailable,
         UnflushedWork,
+        UnknownEventType,
         UnknownMessageType,
         UnsupportedDatabase,
         UnwrittenMessages,
@@ -64,6 +73,29 @@ if TYPE_CHECKING:
         WiringError,
     )
     from message_bus.event_handlers.base import AsyncEventHandlerABC, EventHandlerABC
+    from message_bus.eventsourcing.aggregates.aggregate import AggregateRoot
+    from message_bus.eventsourcing.aggregates.aggregate_repository import AggregateRepository
+    from message_bus.eventsourcing.aggregates.aggregate_repository_async import AsyncAggregateRepository
+    from message_bus.eventsourcing.aggregates.conflicts import retry_on_conflict
+    from message_bus.eventsourcing.processes.process_manager import ProcessManager
+    from message_bus.eventsourcing.projections.projection import Projection
+    from message_bus.eventsourcing.projections.projection_state import Lag
+    from message_bus.eventsourcing.projections.projections_admin import Projections
+    from message_bus.eventsourcing.projections.projections_admin_async import AsyncProjections
+    from message_bus.eventsourcing.sagas.saga import Saga
+    from message_bus.eventsourcing.sagas.saga_async import AsyncSaga
+    from message_bus.eventsourcing.sagas.saga_progress import SagaOutcome
+    from message_bus.eventsourcing.sagas.saga_steps import SagaContext, SagaStep
+    from message_bus.eventsourcing.stores.deleting import delete_stream
+    from message_bus.eventsourcing.stores.deleting_async import delete_stream_async
+    from message_bus.eventsourcing.stores.in_memory_store import InMemoryAsyncEventStore, InMemoryEventStore
+    from message_bus.eventsourcing.stores.postgresql_store import PostgreSQLEventStore
+    from message_bus.eventsourcing.stores.recorded import RecordedEvent
+    from message_bus.eventsourcing.stores.sqlalchemy_store import SQLAlchemyEventStore
+    from message_bus.eventsourcing.stores.sqlalchemy_store_async import AsyncSQLAlchemyEventStore
+    from message_bus.eventsourcing.stores.sqlite_store import SQLiteEventStore
+    from message_bus.eventsourcing.stores.store import AsyncEventStore, EventStore, Snapshot
+    from message_bus.eventsourcing.when import when
     from message_bus.messages.envelope import Envelope
     from message_bus.messages.message import Command, Event, Message, Query
     from message_bus.messages.registry import Registry
@@ -115,12 +147,38 @@ _NAMES_OF: dict[str, str] = {
     "delivery.report": "OutboxReport SubscriptionReport",
     "delivery.retry": "ExponentialBackoff FixedDelay LinearBackoff NoRetry RetryPolicy",
     "delivery.subscription": "Subscription",
-    "errors": "AsyncHandlerOnSyncBus CascadeLimitExceeded ConflictError DeliveryError DispatchEnded "
-    "HandlerNotFound InvalidMessage InvalidOutboxMessage LeaseLost MessageBusError MessageDecodeError "
-    "MessageDefinitionError NotAMessage PositionBehind QueryNotSendable Reject RetryLater SchemaError "
-    "SessionOwnedBySubscription SettingsError Unavailable UnflushedWork UnknownMessageType UnsupportedDatabase "
-    "UnwrittenMessages ValidationError WiringError",
+    "errors": "AggregateNotFound AsyncHandlerOnSyncBus CascadeLimitExceeded ConcurrencyError "
+    "ConflictError DeliveryError DispatchEnded DuplicateEvent EventNotHandled "
+    "HandlerNotFound InvalidMessage InvalidOutboxMessage InvalidSnapshot LeaseLost "
+    "MessageBusError MessageDecodeError MessageDefinitionError NotAMessage PositionBehind "
+    "ProjectionNotReady QueryNotSendable RebuildRefused Reject RetryLater SagaChanged "
+    "SchemaError SessionOwnedBySubscription SettingsError Unavailable UnflushedWork "
+    "UnknownEventType UnknownMessageType UnsupportedDatabase UnwrittenMessages "
+    "ValidationError WiringError",
     "event_handlers.base": "AsyncEventHandlerABC EventHandlerABC",
+    "eventsourcing.aggregates.aggregate": "AggregateRoot",
+    "eventsourcing.aggregates.aggregate_repository": "AggregateRepository",
+    "eventsourcing.aggregates.aggregate_repository_async": "AsyncAggregateRepository",
+    "eventsourcing.aggregates.conflicts": "retry_on_conflict",
+    "eventsourcing.stores.deleting": "delete_stream",
+    "eventsourcing.stores.deleting_async": "delete_stream_async",
+    "eventsourcing.stores.in_memory_store": "InMemoryAsyncEventStore InMemoryEventStore",
+    "eventsourcing.stores.postgresql_store": "PostgreSQLEventStore",
+    "eventsourcing.processes.process_manager": "ProcessManager",
+    "eventsourcing.projections.projection": "Projection",
+    "eventsourcing.projections.projection_state": "Lag",
+    "eventsourcing.projections.projections_admin": "Projections",
+    "eventsourcing.projections.projections_admin_async": "AsyncProjections",
+    "eventsourcing.stores.recorded": "RecordedEvent",
+    "eventsourcing.sagas.saga": "Saga",
+    "eventsourcing.sagas.saga_async": "AsyncSaga",
+    "eventsourcing.sagas.saga_progress": "SagaOutcome",
+    "eventsourcing.sagas.saga_steps": "SagaContext SagaStep",
+    "eventsourcing.stores.sqlalchemy_store": "SQLAlchemyEventStore",
+    "eventsourcing.stores.sqlalchemy_store_async": "AsyncSQLAlchemyEventStore",
+    "eventsourcing.stores.sqlite_store": "SQLiteEventStore",
+    "eventsourcing.stores.store": "AsyncEventStore EventStore Snapshot",
+    "eventsourcing.when": "when",
     "messages.envelope": "Envelope",
     "messages.message": "Command Event Message Query",
     "messages.registry": "Registry",
@@ -146,10 +204,15 @@ _MODULE_OF = {name: module for module, names in _NAMES_OF.items() for name in na
 
 __all__ = [
     "__version__",
+    "AggregateNotFound",
+    "AggregateRepository",
+    "AggregateRoot",
+    "AsyncAggregateRepository",
     "AsyncCallNext",
     "AsyncCommandHandlerABC",
     "AsyncDeadLetters",
     "AsyncEventHandlerABC",
+    "AsyncEventStore",
     "AsyncHandlerOnSyncBus",
     "AsyncInMemoryOutBoxRepo",
     "AsyncMessageBus",
@@ -157,8 +220,11 @@ __all__ = [
     "AsyncMiddleware",
     "AsyncOutBoxRepoABC",
     "AsyncOutboxHandlerABC",
+    "AsyncProjections",
     "AsyncRelay",
+    "AsyncSQLAlchemyEventStore",
     "AsyncSQLAlchemyOutBoxRepo",
+    "AsyncSaga",
     "AsyncSchedule",
     "AsyncSubscriptions",
     "CallNext",
@@ -168,6 +234,7 @@ __all__ = [
     "Command",
     "CommandHandler",
     "CommandHandlerABC",
+    "ConcurrencyError",
     "ConflictError",
     "Context",
     "DeadLetter",
@@ -176,20 +243,27 @@ __all__ = [
     "DeliveryError",
     "DispatchEnded",
     "DispatchOutboxHandler",
+    "DuplicateEvent",
     "Envelope",
     "Event",
     "EventHandlerABC",
+    "EventNotHandled",
+    "EventStore",
     "ExponentialBackoff",
     "Failure",
     "FixedDelay",
     "HandlerNotFound",
     "Health",
+    "InMemoryAsyncEventStore",
     "InMemoryAsyncMessageBus",
+    "InMemoryEventStore",
     "InMemoryMessageBus",
     "InMemoryOutBox",
     "InMemoryOutBoxRepo",
     "InvalidMessage",
     "InvalidOutboxMessage",
+    "InvalidSnapshot",
+    "Lag",
     "LeaseLost",
     "LinearBackoff",
     "Message",
@@ -210,25 +284,41 @@ __all__ = [
     "Outcome",
     "PartitionStatus",
     "PositionBehind",
+    "PostgreSQLEventStore",
+    "ProcessManager",
+    "Projection",
+    "ProjectionNotReady",
+    "Projections",
     "Query",
     "QueryNotSendable",
+    "RebuildRefused",
+    "RecordedEvent",
     "Registry",
     "Reject",
     "Relay",
     "RetryLater",
     "RetryPolicy",
+    "SQLAlchemyEventStore",
     "SQLAlchemyOutBoxRepo",
+    "SQLiteEventStore",
+    "Saga",
+    "SagaChanged",
+    "SagaContext",
+    "SagaOutcome",
+    "SagaStep",
     "Schedule",
     "ScheduledMessage",
     "SchemaError",
     "SessionOwnedBySubscription",
     "SettingsError",
+    "Snapshot",
     "Subscription",
     "SubscriptionChange",
     "SubscriptionReport",
     "Subscriptions",
     "Unavailable",
     "UnflushedWork",
+    "UnknownEventType",
     "UnknownMessageType",
     "UnsupportedDatabase",
     "UnwrittenMessages",
@@ -237,7 +327,10 @@ __all__ = [
     "check_schema",
     "configure_sqlite",
     "correlate",
+    "delete_stream",
+    "delete_stream_async",
     "in_thread",
+    "retry_on_conflict",
     "validate_in_range",
     "validate_max_length",
     "validate_min_length",
@@ -245,6 +338,7 @@ __all__ = [
     "validate_not_empty",
     "validate_one_of",
     "validate_positive",
+    "when",
 ]
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from typing import Any
+from uuid import UUID
 
 
 def _rebuild(cls: type[MessageBusError], args: tuple[Any, ...], state: dict[str, Any]) -> MessageBusError:
@@ -157,6 +158,18 @@ class InvalidOutboxMessage(WiringError, ValueError):
     """An outbox row cannot be added: a field is missing or does not fit."""
 
 
+class DuplicateEvent(WiringError, ValueError):
+    """An event has an id that is stored already: nothing of the call was saved, the transaction is usable."""
+
+    def __init__(self, aggregate_id: str, event_id: UUID | None) -> None:
+        which = "one of the event ids" if event_id is None else f"event id '{event_id}'"
+        super().__init__(
+            f"aggregate {aggregate_id!r}: {which} is stored already (give events without an Envelope to get new ids)"
+        )
+        self.aggregate_id = aggregate_id
+        self.event_id = event_id
+
+
 class UnflushedWork(WiringError):
     """`process_outbox` was given a session with work that it would commit by accident."""
 
@@ -192,6 +205,54 @@ class PositionBehind(WiringError):
         self.checkpoint = checkpoint
 
 
+class EventNotHandled(WiringError, TypeError):
+    """An aggregate was given an event that it has no handler for, and that it does not ignore on purpose."""
+
+    def __init__(
+        self, aggregate_type: str, event_name: str, expected: str, similar: str | None = None
+    ) -> None:
+        meant = "" if similar is None else f"did you mean {similar!r} to be it? "
+        super().__init__(
+            f"aggregate {aggregate_type!r} has no handler for event {event_name!r} ({meant}define "
+            f"{expected}(self, event), mark a method with @when({event_name}), or list the event in `ignores`)"
+        )
+        self.aggregate_type = aggregate_type
+        self.event_name = event_name
+
+
+class InvalidSnapshot(WiringError, ValueError):
+    """The state of an aggregate cannot be stored in a snapshot, or a stored one does not fit the class any more."""
+
+    def __init__(self, aggregate_type: str, reason: str, *, field: str | None = None) -> None:
+        super().__init__(f"snapshot of {aggregate_type!r}: {reason}")
+        self.aggregate_type = aggregate_type
+        self.field = field
+
+
+# --- neither: the caller asked for what is not there -----------------------------------------------------------
+
+
+class AggregateNotFound(MessageBusError, LookupError, ValueError):
+    """An aggregate was loaded that has no events. (A LookupError and a ValueError, which users of the ancestor catch.)"""
+
+    def __init__(self, aggregate_type: str, aggregate_id: str) -> None:
+        super().__init__(
+            f"there is no {aggregate_type!r} with the id {aggregate_id!r} (make a new one, apply its first event, save it)"
+        )
+        self.aggregate_type = aggregate_type
+        self.aggregate_id = aggregate_id
+
+
+class SagaChanged(WiringError):
+    """A saga that was started cannot go on: its steps or its arguments are not those it was started with."""
+
+    def __init__(self, name: str, saga_id: str, reason: str) -> None:
+        super().__init__(f"saga {name!r}, id {saga_id!r}: {reason}")
+        self.name = name
+        self.saga_id = saga_id
+        self.reason = reason
+
+
 # --- failed delivery: the subscription decides ----------------------------------------------------------------
 
 
@@ -222,6 +283,15 @@ class Unavailable(DeliveryError):
     """What a handler needs cannot be reached. Burns no attempt; the whole subscription backs off (G8)."""
 
 
+class ProjectionNotReady(Unavailable):
+    """A projection cannot handle events now: its tables are of another version, or not there. It waits, idle (G8)."""
+
+    def __init__(self, projection: str, problem: str) -> None:
+        super().__init__(f"projection {projection!r} waits: {problem}")
+        self.projection = projection
+        self.problem = problem
+
+
 class UnknownMessageType(DeliveryError):
     """A row names a message type that the bus does not know (yet: in a rolling deploy an old worker meets new types)."""
 
@@ -240,6 +310,19 @@ class MessageDecodeError(DeliveryError, ValueError):
         super().__init__(f"cannot decode {message_name!r}: {reason}")
         self.message_name = message_name
         self.field = field
+
+
+class UnknownEventType(UnknownMessageType):
+    """A stored event has a type whose class the store does not know."""
+
+    def __init__(self, message_name: str) -> None:
+        super().__init__(message_name)
+        self.args = (
+            (
+                f"unknown event type {message_name!r} (import the module of its class before loading, or register it in the "
+                "Registry that the store is given as registry=)"
+            ),
+        )
 
 
 class SessionOwnedBySubscription(DeliveryError):
@@ -270,6 +353,35 @@ class LeaseLost(ConflictError):
         )
         self.subscription = subscription
         self.partition = partition
+
+
+class ConcurrencyError(ConflictError):
+    """A stream was not at the expected version: somebody else has appended to it, or deleted it (G12).
+
+    `actual_version` is None where it could not be seen (REPEATABLE READ): then the transaction must be rolled back.
+    """
+
+    def __init__(self, aggregate_id: str, expected_version: int | None, actual_version: int | None) -> None:
+        expected = "" if expected_version is None else f" was expected at version {expected_version}, but"
+        seen = (
+            " was changed by another transaction"
+            if actual_version is None
+            else f" is at version {actual_version}"
+        )
+        remedy = "roll back, load it again" if actual_version is None else "load it again"
+        super().__init__(f"aggregate {aggregate_id!r}{expected}{seen} ({remedy} and repeat)")
+        self.aggregate_id = aggregate_id
+        self.expected_version = expected_version
+        self.actual_version = actual_version
+
+
+class RebuildRefused(ConflictError):
+    """A projection cannot be rebuilt or swapped as things stand; `problems` says why. Nothing was changed."""
+
+    def __init__(self, projection: str, problems: Sequence[str]) -> None:
+        super().__init__(f"projection {projection!r}: {'; '.join(problems)}")
+        self.projection = projection
+        self.problems = tuple(problems)
 
 
 def names_of(values: Mapping[str, Any] | Sequence[str]) -> str:

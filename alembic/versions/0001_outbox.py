@@ -79,7 +79,7 @@ def upgrade() -> None:
 
     op.create_table(
         f"{prefix}log",
-        sa.Column("log", sa.Text(), nullable=False, comment="outbox"),
+        sa.Column("log", sa.Text(), nullable=False, comment="outbox or events"),
         sa.Column(
             "pruned_to",
             sa.BigInteger(),

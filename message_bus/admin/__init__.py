@@ -7,8 +7,9 @@
         overview.py, findings.py, life.py         their values; checks.py: what doctor looks at
     ground.py                                     what all of them stand on
 
-All but `prune` happens in the caller's transaction (G10). Operators change what is recorded only under the locks on the log
-and on the checkpoint rows (S3, S4), and tell the worker by adding two to their revision. They handle no message.
+Each is about both logs, the outbox and the events. All but `prune` happens in the caller's transaction (G10). Operators
+change what is recorded only under the locks on the log and on the checkpoint rows (S3, S4), and tell the worker by adding two
+to their revision. They handle no message.
 """
 
 from __future__ import annotations
@@ -21,8 +22,8 @@ from message_bus.admin.delayed import CancelReport, ScheduledMessage
 from message_bus.admin.doctor import doctor
 from message_bus.admin.findings import Finding
 from message_bus.admin.letters import ChosenLetter, DeadLetter, DeadLetterReport
-from message_bus.admin.life import Fate, Life, Moment
-from message_bus.admin.overview import DeadCount, Status, WatermarkStatus
+from message_bus.admin.life import Fate, Life, Moment, Recorded
+from message_bus.admin.overview import DeadCount, EventLogStatus, Status, WatermarkStatus
 from message_bus.admin.partitions import PartitionStatus, SubscriptionChange
 from message_bus.admin.retention import prune
 from message_bus.admin.schedule import Schedule
@@ -49,11 +50,13 @@ __all__ = [
     "DeadLetter",
     "DeadLetterReport",
     "DeadLetters",
+    "EventLogStatus",
     "Fate",
     "Finding",
     "Life",
     "Moment",
     "PartitionStatus",
+    "Recorded",
     "Schedule",
     "ScheduledMessage",
     "Status",

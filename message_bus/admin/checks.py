@@ -5,8 +5,9 @@ Each runs in a savepoint of its own, and what fails is a finding, too: half a di
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
+from functools import partial
 from importlib.metadata import distributions
 from typing import Any, Final
 
@@ -16,6 +17,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from message_bus.admin.findings import (
     Finding,
+    called,
     of_checkpoints,
     of_distributions,
     of_holder,
@@ -23,7 +25,7 @@ from message_bus.admin.findings import (
     of_row_security,
     split,
 )
-from message_bus.admin.ground import refuse_autocommit
+from message_bus.admin.ground import refuse_autocommit, tables_of_logs
 from message_bus.delivery.verdicts import error_text
 from message_bus.errors import MessageBusError
 from message_bus.storage import status_statements as statements
@@ -43,16 +45,24 @@ def run_checks(connection: Connection, tables: MessageBusTables) -> list[Finding
     """Run every check; while a table is missing only those that need none."""
     refuse_autocommit(connection, tables, "an outbox is examined")
     found = _run(connection, tables, "schema", _schema)
-    checks: list[tuple[str, Check]] = [("distribution", _distribution), ("prepared transactions", _prepared)]
+    found += _run(connection, tables, "distribution", _distribution)
+    logs = [tables]
     if not (found and _is_incomplete(connection, tables)):
-        checks += [
+        try:
+            with connection.begin_nested():
+                logs = tables_of_logs(connection, tables)
+        except (SQLAlchemyError, MessageBusError):  # the checks say so
+            pass
+        of_each_log: list[tuple[str, Check]] = [
             ("log", _log),
             ("watermark", _watermark),
             ("checkpoints", _checkpoints),
-            ("row-level security", _row_security),
         ]
-    for name, check in checks:
-        found += _run(connection, tables, name, check)
+        for of_log in logs:
+            for name, check in of_each_log:
+                found += _run(connection, of_log, f"{name} of the {called(of_log.source_log)}", check)
+        found += _run(connection, tables, "row-level security", _row_security)
+    found += _run(connection, tables, "prepared transactions", partial(_prepared, logs))
     return found
 
 
@@ -102,6 +112,7 @@ def _log(connection: Connection, tables: MessageBusTables) -> Iterator[Finding]:
 def _watermark(connection: Connection, tables: MessageBusTables) -> Iterator[Finding]:
     for each in holders(connection, tables):
         finding = of_holder(
+            tables.source_log,
             who=str(each),
             pid=each.pid,
             prepared=each.prepared,
@@ -117,13 +128,15 @@ def _checkpoints(connection: Connection, tables: MessageBusTables) -> Iterator[F
     for row in connection.execute(statements.checkpoints(tables)):  # before the look (W8)
         positions[row.name] = max(row.position, positions.get(row.name, 0))
     look = Watermark(tables).look(connection)
-    yield from of_checkpoints(positions, look.high, look.catch_up)
+    yield from of_checkpoints(tables.source_log, positions, look.high, look.catch_up)
 
 
-def _prepared(connection: Connection, tables: MessageBusTables) -> Iterator[Finding]:
+def _prepared(
+    logs: Sequence[MessageBusTables], connection: Connection, tables: MessageBusTables
+) -> Iterator[Finding]:
     if connection.dialect.name != "postgresql":
         return
-    in_the_way = {each.prepared for each in holders(connection, tables)}
+    in_the_way = {each.prepared for of_log in logs for each in holders(connection, of_log)}
     for row in connection.execute(statements.PREPARED):
         finding = of_prepared(row.gid, row.owner, timedelta(seconds=float(row.seconds)))
         if finding is not None and row.gid not in in_the_way:

@@ -4,6 +4,9 @@
     dead ──replay──► retrying, all attempts ahead of it ──► delivered, or dead again
       └──discard──► gone: what was held behind it follows in order
 
+Those of both logs, each with the message that its position means in its subscription's log. They are in order of position,
+one of the outbox and one of the events side by side.
+
 A change locks the checkpoint rows of the subscriptions concerned, and reads the letters again behind that lock (S3). It
 handles no message: the worker that owns the subscription does, after the caller's commit. What a worker has in hand at
 that moment it finishes first; then it reads anew what is to be tried, and what must wait.
@@ -22,7 +25,7 @@ from sqlalchemy.engine import Connection
 from sqlalchemy.orm import Session, scoped_session
 
 from message_bus._compat import on_sync_session
-from message_bus.admin.ground import refuse_autocommit, refuse_hidden
+from message_bus.admin.ground import refuse_autocommit, refuse_hidden, tables_of_logs
 from message_bus.admin.letters import (
     COLOURS,
     Action,
@@ -45,6 +48,8 @@ from message_bus.storage.tables import MessageBusTables
 logger = logging.getLogger("message_bus.admin")
 
 Letters = list[DeadLetter]  # inside the class `list` is the method
+Tables = list[MessageBusTables]
+Rows = list[Row[Any]]
 Given = Collection[DeadLetter | ChosenLetter]
 
 
@@ -101,17 +106,18 @@ class DeadLetters:
         Raises: SettingsError for a selection that says nothing sensible (a naive time, an id that is no UUID).
         """
         refuse_numbers("list", limit=limit)
-        self._refuse_hidden()
         selection = Selection(
             subscription=subscription, ids=ids, message=message, error=error, since=since, until=until
         )
         behind = None if after is None else (after.position, after.subscription)
-        rows = self.session.execute(
-            statements.letters(
-                self.tables, selection, payload=payload, states=states_of(state), after=behind, limit=limit
+        rows: Rows = []
+        for tables in self._logs():
+            rows += self.session.execute(
+                statements.letters(
+                    tables, selection, payload=payload, states=states_of(state), after=behind, limit=limit
+                )
             )
-        )
-        return [_letter_of(row) for row in rows]
+        return [_letter_of(row) for row in sorted(rows, key=_place_of)[:limit]]
 
     def get(
         self,
@@ -145,9 +151,11 @@ class DeadLetters:
         selection = Selection(
             subscription=subscription, ids=ids, message=message, error=error, since=since, until=until
         )
-        self._refuse_hidden()
-        found = self.session.execute(statements.count_letters(self.tables, selection, states_of(state)))
-        return int(found.scalar_one())
+        count = 0
+        for tables in self._logs():
+            found = self.session.execute(statements.count_letters(tables, selection, states_of(state)))
+            count += int(found.scalar_one())
+        return count
 
     def replay(
         self,
@@ -184,9 +192,10 @@ class DeadLetters:
         )
         refuse_numbers("replay", limit=limit, per_second=per_second)
         refuse_unclear("replay", selection, letters=letters, everything=everything)
-        names = self._lock(selection, letters, dry_run=dry_run)
-        found = self._read(selection, names, letters, triable=True, limit=limit)
-        left = self._read(selection, names, letters, triable=False)
+        logs = self._logs()
+        names = self._lock(logs, selection, letters, dry_run=dry_run)
+        found = self._read(logs, selection, names, letters, triable=True, limit=limit)
+        left = self._read(logs, selection, names, letters, triable=False)
         if not dry_run and found:
             self._write(
                 statements.replay_letter(self.tables),
@@ -226,8 +235,9 @@ class DeadLetters:
         )
         refuse_numbers("discard", limit=limit)
         refuse_unclear("discard", selection, letters=letters, everything=everything)
-        names = self._lock(selection, letters, dry_run=dry_run)
-        found = self._read(selection, names, letters, limit=limit)
+        logs = self._logs()
+        names = self._lock(logs, selection, letters, dry_run=dry_run)
+        found = self._read(logs, selection, names, letters, limit=limit)
         if not dry_run and found:
             self._write(
                 statements.discard_letter(self.tables),
@@ -249,14 +259,24 @@ class DeadLetters:
         session: Any = self.session
         on_sync_session(session, refuse_hidden, self.tables)
 
-    def _lock(self, selection: Selection, letters: Given | None, *, dry_run: bool) -> Sequence[str]:
-        """Which subscriptions are concerned; their checkpoint rows are locked now, unless it is a dry run (S3)."""
+    def _logs(self) -> Tables:
+        """The tables for the readers of each log."""
         self._refuse_hidden()
+        session: Any = self.session
+        found: Tables = on_sync_session(session, tables_of_logs, self.tables)
+        return found
+
+    def _lock(
+        self, logs: Tables, selection: Selection, letters: Given | None, *, dry_run: bool
+    ) -> Sequence[str]:
+        """Which subscriptions are concerned; their checkpoint rows are locked now, unless it is a dry run (S3)."""
         if letters is not None:
             names: Sequence[str] = sorted({letter.subscription for letter in letters})
         else:
-            of_letters = statements.subscriptions_of_letters(self.tables, selection)
-            names = self.session.scalars(of_letters).all()
+            found: set[str] = set()
+            for tables in logs:
+                found.update(self.session.scalars(statements.subscriptions_of_letters(tables, selection)))
+            names = sorted(found)
         if names and not dry_run:
             session: Any = self.session
             on_sync_session(session, refuse_autocommit, self.tables)
@@ -266,6 +286,7 @@ class DeadLetters:
 
     def _read(
         self,
+        logs: Tables,
         selection: Selection,
         names: Sequence[str],
         letters: Given | None,
@@ -278,18 +299,20 @@ class DeadLetters:
             return ()
         wanted = None if letters is None else {_death_of(each) for each in letters}
         positions = sorted(each.position for each in letters) if letters else None
-        found = self.session.execute(
-            statements.letters_to_decide(
-                self.tables,
-                selection,
-                names=names,
-                triable=triable,
-                between=(positions[0], positions[-1]) if positions else None,
-                limit=limit if wanted is None else None,
+        rows: Rows = []
+        for tables in logs:
+            found = self.session.execute(
+                statements.letters_to_decide(
+                    tables,
+                    selection,
+                    names=names,
+                    triable=triable,
+                    between=(positions[0], positions[-1]) if positions else None,
+                    limit=limit if wanted is None else None,
+                )
             )
-        )
-        rows = [row for row in found if wanted is None or _death_of(row) in wanted]
-        return rows[:limit]
+            rows += [row for row in found if wanted is None or _death_of(row) in wanted]
+        return sorted(rows, key=_place_of)[:limit]
 
     def _write(self, statement: Any, parameters: Sequence[dict[str, Any]]) -> None:
         self.session.execute(statement, list(parameters))
@@ -298,6 +321,10 @@ class DeadLetters:
 def _death_of(letter: Any) -> tuple[str, int, datetime]:
     """One that was replayed and has died again is another one."""
     return letter.subscription, letter.position, letter.failed_at
+
+
+def _place_of(row: Row[Any]) -> tuple[int, str]:
+    return row.position, row.subscription
 
 
 def _letter_of(row: Row[Any]) -> DeadLetter:

@@ -3,6 +3,9 @@
     dead ──replay──► retrying, all attempts ahead of it ──► delivered, or dead again
       └──discard──► gone: what was held behind it follows in order
 
+Those of both logs, each with the message that its position means in its subscription's log. They are in order of position,
+one of the outbox and one of the events side by side.
+
 A change locks the checkpoint rows of the subscriptions concerned, and reads the letters again behind that lock (S3). It
 handles no message: the worker that owns the subscription does, after the caller's commit. What a worker has in hand at
 that moment it finishes first; then it reads anew what is to be tried, and what must wait.
@@ -20,7 +23,7 @@ from sqlalchemy import Row
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession, async_scoped_session
 
 from message_bus._compat import on_sync_session_async
-from message_bus.admin.ground import refuse_autocommit, refuse_hidden
+from message_bus.admin.ground import refuse_autocommit, refuse_hidden, tables_of_logs
 from message_bus.admin.letters import (
     COLOURS,
     Action,
@@ -43,6 +46,8 @@ from message_bus.storage.tables import MessageBusTables
 logger = logging.getLogger("message_bus.admin")
 
 Letters = list[DeadLetter]  # inside the class `list` is the method
+Tables = list[MessageBusTables]
+Rows = list[Row[Any]]
 Given = Collection[DeadLetter | ChosenLetter]
 
 
@@ -99,17 +104,18 @@ class AsyncDeadLetters:
         Raises: SettingsError for a selection that says nothing sensible (a naive time, an id that is no UUID).
         """
         refuse_numbers("list", limit=limit)
-        await self._refuse_hidden()
         selection = Selection(
             subscription=subscription, ids=ids, message=message, error=error, since=since, until=until
         )
         behind = None if after is None else (after.position, after.subscription)
-        rows = await self.session.execute(
-            statements.letters(
-                self.tables, selection, payload=payload, states=states_of(state), after=behind, limit=limit
+        rows: Rows = []
+        for tables in await self._logs():
+            rows += await self.session.execute(
+                statements.letters(
+                    tables, selection, payload=payload, states=states_of(state), after=behind, limit=limit
+                )
             )
-        )
-        return [_letter_of(row) for row in rows]
+        return [_letter_of(row) for row in sorted(rows, key=_place_of)[:limit]]
 
     async def get(
         self,
@@ -143,9 +149,11 @@ class AsyncDeadLetters:
         selection = Selection(
             subscription=subscription, ids=ids, message=message, error=error, since=since, until=until
         )
-        await self._refuse_hidden()
-        found = await self.session.execute(statements.count_letters(self.tables, selection, states_of(state)))
-        return int(found.scalar_one())
+        count = 0
+        for tables in await self._logs():
+            found = await self.session.execute(statements.count_letters(tables, selection, states_of(state)))
+            count += int(found.scalar_one())
+        return count
 
     async def replay(
         self,
@@ -182,9 +190,10 @@ class AsyncDeadLetters:
         )
         refuse_numbers("replay", limit=limit, per_second=per_second)
         refuse_unclear("replay", selection, letters=letters, everything=everything)
-        names = await self._lock(selection, letters, dry_run=dry_run)
-        found = await self._read(selection, names, letters, triable=True, limit=limit)
-        left = await self._read(selection, names, letters, triable=False)
+        logs = await self._logs()
+        names = await self._lock(logs, selection, letters, dry_run=dry_run)
+        found = await self._read(logs, selection, names, letters, triable=True, limit=limit)
+        left = await self._read(logs, selection, names, letters, triable=False)
         if not dry_run and found:
             await self._write(
                 statements.replay_letter(self.tables),
@@ -224,8 +233,9 @@ class AsyncDeadLetters:
         )
         refuse_numbers("discard", limit=limit)
         refuse_unclear("discard", selection, letters=letters, everything=everything)
-        names = await self._lock(selection, letters, dry_run=dry_run)
-        found = await self._read(selection, names, letters, limit=limit)
+        logs = await self._logs()
+        names = await self._lock(logs, selection, letters, dry_run=dry_run)
+        found = await self._read(logs, selection, names, letters, limit=limit)
         if not dry_run and found:
             await self._write(
                 statements.discard_letter(self.tables),
@@ -247,14 +257,26 @@ class AsyncDeadLetters:
         session: Any = self.session
         await on_sync_session_async(session, refuse_hidden, self.tables)
 
-    async def _lock(self, selection: Selection, letters: Given | None, *, dry_run: bool) -> Sequence[str]:
-        """Which subscriptions are concerned; their checkpoint rows are locked now, unless it is a dry run (S3)."""
+    async def _logs(self) -> Tables:
+        """The tables for the readers of each log."""
         await self._refuse_hidden()
+        session: Any = self.session
+        found: Tables = await on_sync_session_async(session, tables_of_logs, self.tables)
+        return found
+
+    async def _lock(
+        self, logs: Tables, selection: Selection, letters: Given | None, *, dry_run: bool
+    ) -> Sequence[str]:
+        """Which subscriptions are concerned; their checkpoint rows are locked now, unless it is a dry run (S3)."""
         if letters is not None:
             names: Sequence[str] = sorted({letter.subscription for letter in letters})
         else:
-            of_letters = statements.subscriptions_of_letters(self.tables, selection)
-            names = (await self.session.scalars(of_letters)).all()
+            found: set[str] = set()
+            for tables in logs:
+                found.update(
+                    await self.session.scalars(statements.subscriptions_of_letters(tables, selection))
+                )
+            names = sorted(found)
         if names and not dry_run:
             session: Any = self.session
             await on_sync_session_async(session, refuse_autocommit, self.tables)
@@ -264,6 +286,7 @@ class AsyncDeadLetters:
 
     async def _read(
         self,
+        logs: Tables,
         selection: Selection,
         names: Sequence[str],
         letters: Given | None,
@@ -276,18 +299,20 @@ class AsyncDeadLetters:
             return ()
         wanted = None if letters is None else {_death_of(each) for each in letters}
         positions = sorted(each.position for each in letters) if letters else None
-        found = await self.session.execute(
-            statements.letters_to_decide(
-                self.tables,
-                selection,
-                names=names,
-                triable=triable,
-                between=(positions[0], positions[-1]) if positions else None,
-                limit=limit if wanted is None else None,
+        rows: Rows = []
+        for tables in logs:
+            found = await self.session.execute(
+                statements.letters_to_decide(
+                    tables,
+                    selection,
+                    names=names,
+                    triable=triable,
+                    between=(positions[0], positions[-1]) if positions else None,
+                    limit=limit if wanted is None else None,
+                )
             )
-        )
-        rows = [row for row in found if wanted is None or _death_of(row) in wanted]
-        return rows[:limit]
+            rows += [row for row in found if wanted is None or _death_of(row) in wanted]
+        return sorted(rows, key=_place_of)[:limit]
 
     async def _write(self, statement: Any, parameters: Sequence[dict[str, Any]]) -> None:
         await self.session.execute(statement, list(parameters))
@@ -296,6 +321,10 @@ class AsyncDeadLetters:
 def _death_of(letter: Any) -> tuple[str, int, datetime]:
     """One that was replayed and has died again is another one."""
     return letter.subscription, letter.position, letter.failed_at
+
+
+def _place_of(row: Row[Any]) -> tuple[int, str]:
+    return row.position, row.subscription
 
 
 def _letter_of(row: Row[Any]) -> DeadLetter:

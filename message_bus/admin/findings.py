@@ -9,6 +9,7 @@ from datetime import datetime, timedelta
 from typing import Final, Literal
 
 from message_bus.admin.partitions import PartitionStatus
+from message_bus.storage.logs import EVENT_LOG, OUTBOX_LOG
 from message_bus.storage.tables import IDLE, PAUSED
 
 Severity = Literal["error", "warning"]
@@ -50,8 +51,19 @@ def split(code: str, severity: Severity, text: str, remedy: str) -> Finding:
     return Finding(code=code, severity=severity, text=text, remedy=remedy)
 
 
+def called(log: str) -> str:
+    """What people call the log with this name."""
+    return "event log" if log == EVENT_LOG else log
+
+
 def of_holder(
-    *, who: str, pid: int | None, prepared: str | None, age: timedelta | None, query_hidden: bool
+    log: str = OUTBOX_LOG,
+    *,
+    who: str,
+    pid: int | None,
+    prepared: str | None,
+    age: timedelta | None,
+    query_hidden: bool,
 ) -> Finding | None:
     """What to say about a transaction that holds the watermark; None as long as it has not done so for long.
 
@@ -59,7 +71,7 @@ def of_holder(
     """
     if age is not None and age < LONG_OPEN:
         return None
-    text = f"the watermark is held: {who}; messages written since then wait"
+    text = f"the watermark of the {called(log)} is held: {who}; messages written since then wait"
     if pid is None:
         name = (prepared or "").replace("'", "''")
         return Finding(
@@ -91,11 +103,21 @@ def of_subscriptions(partitions: Sequence[PartitionStatus], now: datetime) -> It
     """Subscriptions that deliver nothing: idle, paused, or without a worker for long."""
     first: dict[str, PartitionStatus] = {}
     seen: dict[str, datetime] = {}
+    waiting = {each.subscription for each in partitions if each.held}
     for each in partitions:
         first.setdefault(each.subscription, each)
         seen[each.subscription] = max(seen.get(each.subscription, each.seen_at), each.seen_at)
     for name, status in first.items():
-        if status.state == IDLE:
+        pinned = "; retention waits for it" if status.log == OUTBOX_LOG else ""
+        if status.state == IDLE and name in waiting:
+            yield Finding(
+                code="subscription-idle",
+                severity="warning",
+                text=f"subscription {name!r} waits for transactions that were writing when it was started: it begins with the "
+                "first run after they have ended",
+                remedy="let them end, and its worker run",
+            )
+        elif status.state == IDLE:
             yield Finding(
                 code="subscription-idle",
                 severity="warning",
@@ -106,19 +128,19 @@ def of_subscriptions(partitions: Sequence[PartitionStatus], now: datetime) -> It
             yield Finding(
                 code="subscription-paused",
                 severity="warning",
-                text=f"subscription {name!r} is paused; retention waits for it",
+                text=f"subscription {name!r} is paused{pinned}",
                 remedy=f"message-bus subscriptions resume {name}",
             )
         elif now - seen[name] > UNSEEN:
             yield Finding(
                 code="subscription-unseen",
                 severity="warning",
-                text=f"no worker has had subscription {name!r} for {spelled(now - seen[name])}; retention waits for it",
+                text=f"no worker has had subscription {name!r} for {spelled(now - seen[name])}{pinned}",
                 remedy=f"start its worker; if nobody needs it any more: message-bus subscriptions drop {name}",
             )
 
 
-def of_checkpoints(positions: Mapping[str, int], high: int, catch_up: str) -> Iterator[Finding]:
+def of_checkpoints(log: str, positions: Mapping[str, int], high: int, catch_up: str) -> Iterator[Finding]:
     """Checkpoints beyond the last position that the log has drawn: a restore, a TRUNCATE, a setval (W8)."""
     ahead = {name: position for name, position in positions.items() if position > high}
     if ahead:
@@ -127,7 +149,7 @@ def of_checkpoints(positions: Mapping[str, int], high: int, catch_up: str) -> It
         yield Finding(
             code="position-behind",
             severity="error",
-            text=f"the log is at position {high}, behind the checkpoints of {names}: new messages would be passed over",
+            text=f"the {called(log)} is at position {high}, behind the checkpoints of {names}: new messages would be passed over",
             remedy=f"stop the writers and run: {catch_up.format(position=furthest)}; then reset the subscription to what "
             "was written meanwhile",
         )

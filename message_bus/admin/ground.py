@@ -13,9 +13,10 @@ from sqlalchemy.orm import Session
 
 from message_bus.errors import UnsupportedDatabase
 from message_bus.storage.insert_dialects import database_of
-from message_bus.storage.logs import quoted_name
+from message_bus.storage.logs import OUTBOX_LOG, quoted_name
 from message_bus.storage.requirements import rows_hidden
 from message_bus.storage.status_statements import GUARDED
+from message_bus.storage.subscription_statements import logs_read
 from message_bus.storage.tables import MessageBusTables
 
 P = ParamSpec("P")
@@ -43,6 +44,12 @@ def on_connection(
 def dialect_of(target: Session | Connection, tables: MessageBusTables) -> str:
     """The name of the dialect: "postgresql" or "sqlite"."""
     return connection_of(target, tables).dialect.name
+
+
+def tables_of_logs(target: Session | Connection, tables: MessageBusTables) -> list[MessageBusTables]:
+    """The tables for the readers of each log that has subscriptions; those of the outbox come first, always."""
+    logs: list[str] = list(connection_of(target, tables).scalars(logs_read(tables)))
+    return [tables.of_log(log) for log in (OUTBOX_LOG, *(log for log in logs if log != OUTBOX_LOG))]
 
 
 def refuse_autocommit(

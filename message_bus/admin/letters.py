@@ -26,9 +26,9 @@ class DeadLetter:
 
     `state`: "dead", "retrying" (again at `next_attempt_at`, or with the next run), "held" (behind an earlier one of its
     key) or "trying" (in hand, or was when its worker died). For these `failed_at` is when that was recorded.
-    `position`: of the message in the outbox. `attempts`: how often it was tried. `failed_at`: when it died;
-    `created_at`: when it was registered. `payload` and `meta` are there only if they were asked for, as they are
-    stored: a payload may hold secrets.
+    `position`: of the message in its `log`: "outbox", or "events", where the key is the stream. `attempts`: how often it was
+    tried. `failed_at`: when it died; `created_at`: when it was registered, or recorded. `payload` and `meta` are there only
+    if they were asked for, as they are stored: a payload may hold secrets.
 
     `id`, `type` ("COMMAND" or "EVENT"), `message` (the type's name) and `created_at` are None if somebody has deleted the
     message itself: such a letter can only be discarded.
@@ -49,6 +49,7 @@ class DeadLetter:
     meta: Any = field(default=None, repr=False)
     state: str = "dead"
     next_attempt_at: datetime | None = None
+    log: str = "outbox"
 
 
 @dataclass(frozen=True, kw_only=True)

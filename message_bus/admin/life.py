@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Final
 from uuid import UUID
 
+from message_bus.storage.logs import EVENT_LOG, OUTBOX_LOG
 from message_bus.storage.tables import ACTIVE, DEAD, HELD, IDLE, RETRYING, TRYING
 from message_bus.storage.views import DELIVERED, WAITING
 
 DELAYED = "delayed"
+RECORDED = "recorded"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +33,7 @@ class Moment:
 class Fate:
     """What one subscription has to do with a message.
 
+    `log`: the one that the subscription reads.
     `state`: "delivered" (handled, passed over, or discarded), "waiting", "retrying", "trying", "held" or "dead".
     `subscription_state`: "active", "idle" or "paused". `ahead`: how many messages it has to deal with before this one.
     `held_behind`: the id of the message of its key that is in the way, if it is still there. `attempts`, `crashes`,
@@ -49,15 +53,29 @@ class Fate:
     next_attempt_at: datetime | None = None
     held_behind: UUID | None = None
     held_behind_position: int | None = None
+    log: str = OUTBOX_LOG
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recorded:
+    """Where an event is in the event log. `version`: its number in its stream. `settled`: can subscriptions read it yet?"""
+
+    position: int
+    stream: str
+    version: int
+    recorded_at: datetime
+    settled: bool
 
 
 @dataclass(frozen=True, kw_only=True)
 class Life:
     """One message, and what has become of it.
 
-    `position` is None as long as it is delayed; then `due_at` says when it enters the outbox. `created_at`: when it was
-    registered; for one that was delayed, when it entered the outbox. `settled`: whether subscriptions can read it yet.
-    `moments`: the same in the order of time, what has no time last.
+    `position`: in the outbox; None if it is not there. Then it is delayed, and `due_at` says when it enters it, or it is an
+    event. `recorded`: where it is in the event log, if it is; aggregates can put their events into both. `created_at`: when it
+    was registered, or recorded; for one that was delayed, when it entered the outbox. `settled`: whether subscriptions of the
+    outbox, of the event log if it is only there, can read it yet. `fates`: in the subscriptions of both logs. `moments`: the
+    same in the order of time, what has no time last.
     """
 
     id: UUID
@@ -69,12 +87,18 @@ class Life:
     due_at: datetime | None
     settled: bool
     fates: tuple[Fate, ...]
+    recorded: Recorded | None = None
 
     @property
     def state(self) -> str:
-        """ "delayed", "waiting", "delivered" (by every subscription), or the worst that has befallen it."""
-        if self.position is None:
+        """ "delayed", "waiting", "delivered" (by every subscription), or the worst that has befallen it.
+
+        "recorded": an event that no subscription reads, and that is not in the outbox.
+        """
+        if self.due_at is not None:
             return DELAYED
+        if self.position is None and not self.fates:
+            return RECORDED
         states = {fate.state for fate in self.fates if fate.subscription_state != IDLE}
         worst = (DEAD, TRYING, RETRYING, HELD, WAITING)
         return next((state for state in worst if state in states), DELIVERED if states else WAITING)
@@ -84,18 +108,28 @@ class Life:
         """What has happened, and what will, in the order of time."""
         told = [
             *self._own(),
-            *(moment for fate in self.fates for moment in _of_fate(fate, settled=self.settled)),
+            *(moment for fate in self.fates for moment in _of_fate(fate, settled=self._is_settled(fate.log))),
         ]
         return tuple(sorted(told, key=_by_time))
 
+    def _is_settled(self, log: str) -> bool:
+        return self.recorded.settled if log == EVENT_LOG and self.recorded is not None else self.settled
+
     def _own(self) -> Iterator[Moment]:
-        if self.position is None:
+        if self.recorded is not None:
+            yield from _of_record(self.recorded)
+            if not any(fate.log == EVENT_LOG for fate in self.fates):
+                yield Moment(
+                    at=None, subscription=None, what=RECORDED, text="no subscription reads the event log"
+                )
+        if self.due_at is not None:
             yield Moment(
                 at=self.created_at, subscription=None, what="registered", text="registered, with a delay"
             )
             yield Moment(
                 at=self.due_at, subscription=None, what=DELAYED, text="due: then it enters the outbox"
             )
+        if self.position is None:
             return
         yield Moment(
             at=self.created_at,
@@ -104,16 +138,31 @@ class Life:
             text=f"in the outbox at position {self.position}",
         )
         if not self.settled:
-            yield Moment(
-                at=None,
-                subscription=None,
-                what=WAITING,
-                text="not settled: a transaction that began to write before it is still open (`message-bus doctor`)",
-            )
-        if not self.fates:
+            yield _NOT_SETTLED
+        if not any(fate.log == OUTBOX_LOG for fate in self.fates):
             yield Moment(
                 at=None, subscription=None, what=WAITING, text="waiting: there is no subscription yet"
             )
+
+
+_NOT_SETTLED: Final = Moment(
+    at=None,
+    subscription=None,
+    what=WAITING,
+    text="not settled: a transaction that began to write before it is still open (`message-bus doctor`)",
+)
+
+
+def _of_record(recorded: Recorded) -> Iterator[Moment]:
+    yield Moment(
+        at=recorded.recorded_at,
+        subscription=None,
+        what=RECORDED,
+        text=f"recorded as event {recorded.version} of stream {recorded.stream!r}, at position {recorded.position} of the "
+        "event log",
+    )
+    if not recorded.settled:
+        yield _NOT_SETTLED
 
 
 def _of_fate(fate: Fate, *, settled: bool) -> Iterator[Moment]:

@@ -1,4 +1,4 @@
-"""The state of an outbox as plain values: what `status` returns, and the command line prints. Pure."""
+"""The state of both logs as plain values: what `status` returns, and the command line prints. Pure."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from message_bus.admin.partitions import PartitionStatus
 
 @dataclass(frozen=True, kw_only=True)
 class WatermarkStatus:
-    """Up to where the outbox can be read without losing what is still being committed.
+    """Up to where a log can be read without losing what is still being committed.
 
     `settled`: at least up to here. `high`: the last position drawn by anybody. `holder`: the oldest transaction that is in
     the way, in words; `age`: how long it has been open. Both None if nobody is, or this role may not see it.
@@ -20,6 +20,15 @@ class WatermarkStatus:
     high: int
     age: timedelta | None
     holder: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class EventLogStatus:
+    """How the event log is doing. `oldest_at`, `newest_at`: when those events were recorded; None if there are none."""
+
+    oldest_at: datetime | None
+    newest_at: datetime | None
+    watermark: WatermarkStatus
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +45,8 @@ class Status:
     """How an outbox is doing, at `at`, by the database's clock.
 
     `oldest_at`: when its oldest row was registered; None if it is empty. `delayed`: messages in the schedule; `due`:
-    those of them that wait for the next run. `dead`: dead letters by subscription and type.
+    those of them that wait for the next run. `dead`: dead letters by subscription and type. `watermark`: that of the
+    outbox. `events`: the event log; None as long as no subscription reads it.
     """
 
     at: datetime
@@ -48,6 +58,7 @@ class Status:
     next_due_at: datetime | None
     watermark: WatermarkStatus
     dead: tuple[DeadCount, ...]
+    events: EventLogStatus | None = None
 
     @property
     def oldest_age(self) -> timedelta | None:

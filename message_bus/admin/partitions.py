@@ -11,6 +11,7 @@ from datetime import datetime
 from typing import Any, Final, Literal
 
 from message_bus.errors import SettingsError, names_of
+from message_bus.storage.logs import OUTBOX_LOG
 
 SubscriptionAction = Literal["start", "pause", "resume", "reset", "rename", "drop", "repartition"]
 Place = Literal["beginning", "now"] | int | datetime
@@ -26,14 +27,16 @@ _MOST_PARTITIONS: Final = 10_000
 class PartitionStatus:
     """One partition of one subscription.
 
-    `position`: every message up to here is dealt with. `lag`: messages behind it, of whatever type; None while it is
-    "idle". `owner`: the token of the worker that has the lease until `lease_until`; None: nobody. `retrying`, `held`,
-    `dead`: messages that have failed, or wait for one that has. `seen_at`: when a worker last showed a sign of life.
+    `log`: "outbox" or "events". `position`: every message of that log up to here is dealt with. `lag`: messages behind it, of
+    whatever type; None while it is "idle". `owner`: the token of the worker that has the lease until
+    `lease_until`; None: nobody. `retrying`, `held`, `dead`: messages that have failed, or wait for one that has. `seen_at`:
+    when a worker last showed a sign of life.
     """
 
     subscription: str
     partition: int
     partitions: int
+    log: str = OUTBOX_LOG
     state: str
     position: int
     lag: int | None
@@ -51,7 +54,9 @@ class SubscriptionChange:
 
     `before`: the position of each partition before. `position`: of all of them now; None: they stay where they are.
     `removed`: rows of the delivery table that go, by state: retries, dead letters. `held`: messages that are put there
-    (repartition). `partitions`, `name`: what it has, and is called, afterwards. `changed` is False if all was so before.
+    (repartition); if it starts while somebody writes, positions at which their messages may appear: it stays idle until
+    they have ended, and the next run lets it begin. `partitions`, `name`: what it has, and is called, afterwards. `changed`
+    is False if all was so before.
     """
 
     action: SubscriptionAction
@@ -146,12 +151,10 @@ def refuse_apart(name: str, positions: Sequence[int], behind: int, *, hold: bool
         )
 
 
-def placed(to: int, *, known: int, pruned_to: int, open_writers: bool) -> int:
-    """The position to go on after, for one that was asked for: what may be gone is passed over (S4).
+def refuse_beyond(to: int, *, known: int, open_writers: bool) -> None:
+    """Raise SettingsError beyond what is known: messages that are still being committed would be passed over unseen (S4).
 
     `known`: the last position of which it is known that nothing will appear at or before it any more.
-
-    Raises: SettingsError beyond that: messages that are still being committed would be passed over unseen.
     """
     if to > known:
         why = (
@@ -161,4 +164,3 @@ def placed(to: int, *, known: int, pruned_to: int, open_writers: bool) -> int:
             else "give a smaller one, or 'now'"
         )
         raise SettingsError("subscriptions", [f"position {to} is beyond the settled one, {known} ({why})"])
-    return max(to, pruned_to)

@@ -1,4 +1,7 @@
-"""How is the outbox doing? One value. `message-bus status` only prints it; what is wrong, and what to do, says `doctor`."""
+"""How are the outbox and the event log doing? One value. `message-bus status` only prints it.
+
+What is wrong, and what to do, says `doctor`.
+"""
 
 from __future__ import annotations
 
@@ -7,12 +10,14 @@ from typing import Any
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession, async_scoped_session
 
 from message_bus._compat import on_sync_session_async
-from message_bus.admin.ground import on_connection
-from message_bus.admin.overview import DeadCount, Status, WatermarkStatus
+from message_bus.admin.ground import on_connection, tables_of_logs
+from message_bus.admin.overview import DeadCount, EventLogStatus, Status, WatermarkStatus
+from message_bus.admin.partitions import PartitionStatus
 from message_bus.admin.subscriptions_async import AsyncSubscriptions
 from message_bus.repositories.targets import DEFAULT_TABLES
 from message_bus.storage import schedule_statements, status_statements
 from message_bus.storage.holders import holders
+from message_bus.storage.logs import EVENT_LOG, OUTBOX_LOG
 from message_bus.storage.tables import IDLE, MessageBusTables
 from message_bus.storage.watermark_async import AsyncWatermark
 
@@ -22,7 +27,7 @@ async def async_status(
     *,
     tables: MessageBusTables = DEFAULT_TABLES,
 ) -> Status:
-    """Read how the outbox, its subscriptions and its schedule are doing.
+    """Read how the outbox, its schedule, the event log, and their subscriptions are doing.
 
     Reads only, in the caller's transaction, which must be READ COMMITTED; counts rows, so that it takes a moment on a log
     with millions of them.
@@ -32,12 +37,22 @@ async def async_status(
     subscriptions = AsyncSubscriptions(session, tables=tables)
     partitions = await subscriptions.list()
     target: Any = subscriptions.session
-    look = await AsyncWatermark(tables).look(await subscriptions.connection())
-    in_the_way = await on_sync_session_async(target, on_connection, tables, holders, tables)
+    watermarks: dict[str, WatermarkStatus] = {}
+    dead: list[DeadCount] = []
+    for of_log in await on_sync_session_async(target, tables_of_logs, tables):
+        watermarks[of_log.source_log] = await _watermark(subscriptions, of_log, partitions)
+        dead += [
+            DeadCount(subscription=row.subscription, message=row.message, count=row[2])
+            for row in await target.execute(status_statements.dead_by_type(of_log))
+        ]
+    events = None
+    if EVENT_LOG in watermarks:
+        times = (await target.execute(status_statements.event_times(tables))).one()
+        events = EventLogStatus(
+            oldest_at=times.oldest_at, newest_at=times.newest_at, watermark=watermarks[EVENT_LOG]
+        )
     size = (await target.execute(status_statements.outbox_size(tables))).one()
     schedule = (await target.execute(schedule_statements.depth(tables))).one()
-    dead = await target.execute(status_statements.dead_by_type(tables))
-    passed = [each.position for each in partitions if each.state != IDLE and each.position <= look.high]
     return Status(
         at=size.now,
         subscriptions=tuple(partitions),
@@ -46,13 +61,26 @@ async def async_status(
         delayed=schedule.delayed,
         due=schedule.due,
         next_due_at=schedule.next_due_at,
-        watermark=WatermarkStatus(
-            settled=max([look.settled, *passed]),
-            high=look.high,
-            age=in_the_way[0].age if in_the_way else None,
-            holder=str(in_the_way[0]) if in_the_way else None,
-        ),
-        dead=tuple(
-            DeadCount(subscription=row.subscription, message=row.message, count=row[2]) for row in dead
-        ),
+        watermark=watermarks[OUTBOX_LOG],
+        dead=tuple(dead),
+        events=events,
+    )
+
+
+async def _watermark(
+    subscriptions: AsyncSubscriptions, tables: MessageBusTables, partitions: list[PartitionStatus]
+) -> WatermarkStatus:
+    look = await AsyncWatermark(tables).look(await subscriptions.connection())
+    target: Any = subscriptions.session
+    in_the_way = await on_sync_session_async(target, on_connection, tables, holders, tables)
+    passed = [
+        each.position
+        for each in partitions
+        if each.log == tables.source_log and each.state != IDLE and each.position <= look.high
+    ]
+    return WatermarkStatus(
+        settled=max([look.settled, *passed]),
+        high=look.high,
+        age=in_the_way[0].age if in_the_way else None,
+        holder=str(in_the_way[0]) if in_the_way else None,
     )

@@ -3,31 +3,32 @@
 
     idle ──start──► active ──pause──► paused ──resume──► active          any ──reset──► elsewhere in the log
 
-A change locks the log's row and then the checkpoint rows (S4, S3), and reads behind these locks. It handles no message and
-waits for no worker. Epochs go on where they were, also when a subscription is dropped and made again (S2).
+A change locks the row of the log that the subscription reads, then the checkpoint rows (S4, S3), and reads behind these
+locks. It handles no message and waits for no worker. Epochs go on where they were, also when a subscription is dropped and
+made again (S2).
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Row
+from sqlalchemy import CursorResult, Row
 from sqlalchemy.engine import Connection
 from sqlalchemy.orm import Session, scoped_session
 
 from message_bus._compat import on_sync_session
-from message_bus.admin.ground import dialect_of, refuse_autocommit, refuse_hidden
+from message_bus.admin.ground import dialect_of, refuse_autocommit, refuse_hidden, tables_of_logs
 from message_bus.admin.partitions import (
     MOST_HELD,
     PartitionStatus,
     Place,
     SubscriptionChange,
-    placed,
     refuse_apart,
+    refuse_beyond,
     refuse_count,
     refuse_leased,
     refuse_name,
@@ -48,15 +49,20 @@ from message_bus.storage.watermark import Watermark
 logger = logging.getLogger("message_bus.admin")
 
 Statuses = list[PartitionStatus]  # inside the class `list` is the method
+Rows = list[Row[Any]]
 
 
 @dataclass(frozen=True, slots=True)
 class _Found:
-    """The partitions of one subscription, and how far its log was pruned, as they are behind the locks."""
+    """The partitions of one subscription, and how far its log was pruned, as they are behind the locks.
+
+    `tables`: for whoever reads its log.
+    """
 
     name: str
     rows: tuple[Row[Any], ...]
     pruned_to: int
+    tables: MessageBusTables
 
     @property
     def state(self) -> str:
@@ -117,12 +123,17 @@ class Subscriptions:
         Counts the messages behind each checkpoint: on a log with millions of them that takes a moment.
         """
         self._refuse_hidden()
-        rows = self.session.execute(statements.statuses(self.tables, None if name is None else (name,)))
+        session: Any = self.session
+        rows: Rows = []
+        for tables in on_sync_session(session, tables_of_logs, self.tables):
+            names = None if name is None else (name,)
+            rows += session.execute(statements.statuses(tables, names))
         return [
             PartitionStatus(
                 subscription=row.name,
                 partition=row.partition,
                 partitions=row.partitions,
+                log=row.log,
                 state=row.state,
                 position=row.position,
                 lag=row.lag,
@@ -133,7 +144,7 @@ class Subscriptions:
                 dead=row.dead,
                 seen_at=min(row.alive_until, row.now),
             )
-            for row in rows
+            for row in sorted(rows, key=lambda row: (row.name, row.partition))
         ]
 
     def start(
@@ -141,19 +152,31 @@ class Subscriptions:
     ) -> SubscriptionChange:
         """Let an idle subscription begin: at the "beginning" (of what is kept), "now", after a position, at a time.
 
-        Idle is one that was added to a log with history and told no place to start from.
+        Idle is one that was added to a log with history and told no place to start from. "Now", or a time, is not known
+        before everybody who is writing has ended: until then it stays idle, with what may appear recorded as `held`, and the
+        first run after them lets it begin.
         """
         refuse_place(at)
-        seen = self._look()
-        found = self._find(name, dry_run=dry_run)
+        tables = self._tables_of(name)
+        look = self._glance(tables)
+        found = self._find(name, tables=tables, dry_run=dry_run)
         if found.state != IDLE:
             remedy = "reset moves it" if found.state == ACTIVE else "resume lets it go on, reset moves it"
             raise SettingsError("start", [f"subscription {name!r} is {found.state}, not idle ({remedy})"])
-        to = self._place(at, found, seen)
+        known = self._known(found, look)
+        to = max(self._wanted(at, found, look.high), found.pruned_to)
+        late = 0
+        if to > max(known, found.pruned_to):
+            if isinstance(at, int):
+                refuse_beyond(to, known=known, open_writers=known < look.high)
+            late = self._count_late(found, known=known, to=to)
         if not dry_run:
-            self._write(statements.place(self.tables), subscription=name, to=to, becomes=ACTIVE)
             self._write(statements.remove_deliveries(self.tables), subscription=name)  # it waited for these
-        return self._done("start", found, position=to, by=by, dry_run=dry_run)
+            if late:  # counted anew: since then they may have ended
+                late = self._mark_late(found, known=known, to=to)
+            becomes = IDLE if late else ACTIVE
+            self._write(statements.place(self.tables), subscription=name, to=to, becomes=becomes)
+        return self._done("start", found, position=to, held=late, by=by, dry_run=dry_run)
 
     def pause(self, name: str, *, by: str | None = None) -> SubscriptionChange:
         """Let nobody work on it. A worker that has its lease finishes what it has in hand, and gives the lease back.
@@ -198,8 +221,9 @@ class Subscriptions:
         their errors. A paused one stays paused, an idle one becomes active.
         """
         refuse_place(to)
-        seen = self._look()
-        found = self._find(name, dry_run=dry_run)
+        tables = self._tables_of(name)
+        seen = self._look(tables)
+        found = self._find(name, tables=tables, dry_run=dry_run)
         refuse_leased("reset", found.rows, force=force)
         position = self._place(to, found, seen)
         removed = self._deliveries(name)
@@ -216,7 +240,7 @@ class Subscriptions:
         refuse_leased("rename", found.rows, force=force)
         if self._rows(new) or self._deliveries(new):
             raise SettingsError("rename", [f"there is a subscription {new!r} already (drop it first)"])
-        self._write(statements.note_epoch(self.tables), epoch=found.highest_epoch + 1)
+        self._write(statements.note_epoch(found.tables), epoch=found.highest_epoch + 1)
         self._write(statements.rename_subscription(self.tables), subscription=old, new_name=new)
         self._write(statements.rename_deliveries(self.tables), of_subscription=old, new_name=new)
         return self._done("rename", found, name=new, by=by)
@@ -228,16 +252,18 @@ class Subscriptions:
 
         An application that still has it makes it anew, idle, with its next run.
         """
-        self._lock(dry_run=dry_run)
+        tables = self._tables_of(name, missing_ok=True)
+        self._lock(tables, dry_run=dry_run)
         rows = self._rows(name, locked=not dry_run)
+        self._refuse_moved(name, tables, rows)
         removed = self._deliveries(name)
         if not rows and not removed:
             raise self._unknown(name)
         refuse_leased("drop", rows, force=force)
-        found = _Found(name, tuple(rows), 0)
+        found = _Found(name, tuple(rows), 0, tables)
         if not dry_run:
             if rows:
-                self._write(statements.note_epoch(self.tables), epoch=found.highest_epoch)
+                self._write(statements.note_epoch(tables), epoch=found.highest_epoch)
             self._write(statements.remove_subscription(self.tables), subscription=name)
             self._write(statements.remove_deliveries(self.tables), subscription=name)
         return self._done("drop", found, removed=removed, by=by, dry_run=dry_run)
@@ -263,18 +289,19 @@ class Subscriptions:
         """
         refuse_count(partitions)
         types = (types,) if isinstance(types, str) else types
-        self._glance()  # for its refusals: rows that are hidden from this role would be lost (W9)
-        found = self._find(name, dry_run=dry_run)
+        tables = self._tables_of(name)
+        self._glance(tables)  # for its refusals: rows that are hidden from this role would be lost (W9)
+        found = self._find(name, tables=tables, dry_run=dry_run)
         if len(found.rows) == partitions:
             return self._done("repartition", found, by=by, changed=False, dry_run=dry_run)
         refuse_leased("repartition", found.rows, force=force)
         to, behind = max(found.positions), 0
         if min(found.positions) != to:
             counted = self.session.execute(
-                statements.count_between(self.tables, types), {"subscription": name, "to": to}
+                statements.count_between(found.tables, types), {"subscription": name, "to": to}
             )
             behind = int(counted.scalar_one())
-            if to > self._glance().high:
+            if to > self._glance(found.tables).high:
                 raise SettingsError(
                     "repartition",
                     [
@@ -284,8 +311,8 @@ class Subscriptions:
             refuse_apart(name, found.positions, behind, hold=hold, most=most)
         if not dry_run:
             if behind:
-                self._write(statements.hold_between(self.tables, types), subscription=name, to=to)
-            self._write(statements.note_epoch(self.tables), epoch=found.highest_epoch)
+                self._write(statements.hold_between(found.tables, types), subscription=name, to=to)
+            self._write(statements.note_epoch(found.tables), epoch=found.highest_epoch)
             self._write(statements.remove_subscription(self.tables), subscription=name)
             self._add_partitions(found, partitions, to)
         return self._done(
@@ -303,7 +330,7 @@ class Subscriptions:
                     "name": found.name,
                     "partition": partition,
                     "partitions": count,
-                    "log": found.rows[0].log,
+                    "log": found.tables.source_log,
                     "state": found.state,
                     "position": to,
                     "epoch": found.highest_epoch + 1,
@@ -326,43 +353,62 @@ class Subscriptions:
             return session
         return session.connection(bind_arguments={"clause": self.tables.outbox})
 
-    def _look(self) -> _Seen:
+    def _tables_of(self, name: str, *, missing_ok: bool = False) -> MessageBusTables:
+        """The tables for whoever reads the log of this subscription; what nobody knows any more is taken to be the outbox's."""
+        self._refuse_hidden()
+        log = self.session.scalar(statements.log_of(self.tables), {"subscription": name})
+        if log is None and not missing_ok:
+            raise self._unknown(name)
+        return self.tables.of_log(log or OUTBOX_LOG)
+
+    def _look(self, tables: MessageBusTables) -> _Seen:
         """Where the log stands. Before anything is locked: it may wait a little for open writers (W6)."""
-        watermark, patience = Watermark(self.tables), Patience()
+        watermark, patience = Watermark(tables), Patience()
         look = watermark.look(self.connection())
         goal = look.high
         while look.settled < goal and patience.wait(look):
             look = watermark.look(self.connection())
         return _Seen(goal, look)
 
-    def _glance(self) -> Look:
-        return Watermark(self.tables).look(self.connection())
+    def _glance(self, tables: MessageBusTables) -> Look:
+        return Watermark(tables).look(self.connection())
 
     def _refuse_hidden(self) -> None:
         session: Any = self.session
         on_sync_session(session, refuse_hidden, self.tables)
 
-    def _lock(self, *, dry_run: bool = False) -> int:
+    def _lock(self, tables: MessageBusTables, *, dry_run: bool = False) -> int:
         """Lock the log's row, first of all (S4), unless it is a dry run. How far the log was pruned."""
         session: Any = self.session
-        self._refuse_hidden()
         if dry_run:
-            row = session.execute(statements.log_row(self.tables)).one_or_none()
+            row = session.execute(statements.log_row(tables)).one_or_none()
             return 0 if row is None else int(row.pruned_to)
         on_sync_session(session, refuse_autocommit, self.tables, "subscriptions are changed")
         dialect = on_sync_session(session, dialect_of, self.tables)
-        session.execute(engine_statements.insert_or_ignore(dialect, self.tables.log).values(log=OUTBOX_LOG))
-        locked = session.execute(engine_statements.lock_log(self.tables), {"log": OUTBOX_LOG})
+        log = tables.source_log
+        session.execute(engine_statements.insert_or_ignore(dialect, tables.log).values(log=log))
+        locked = session.execute(engine_statements.lock_log(tables), {"log": log})
         return int(locked.one().pruned_to)
 
-    def _find(self, name: str, *others: str, dry_run: bool = False) -> _Found:
+    def _find(
+        self, name: str, *others: str, tables: MessageBusTables | None = None, dry_run: bool = False
+    ) -> _Found:
         """The subscription of this name, locked unless it is a dry run; so are the `others`, if they exist."""
-        pruned_to = self._lock(dry_run=dry_run)
+        tables = tables or self._tables_of(name)
+        pruned_to = self._lock(tables, dry_run=dry_run)
         rows = self._rows(name, *others, locked=not dry_run)
         mine = tuple(row for row in rows if row.name == name)
         if not mine:
             raise self._unknown(name)
-        return _Found(name, mine, pruned_to)
+        self._refuse_moved(name, tables, mine)
+        return _Found(name, mine, pruned_to, tables)
+
+    def _refuse_moved(self, name: str, tables: MessageBusTables, rows: Sequence[Row[Any]]) -> None:
+        if any(row.log != tables.source_log for row in rows):
+            raise SettingsError(
+                "subscriptions",
+                [f"subscription {name!r} was made anew, on another log, at this moment (try again)"],
+            )
 
     def _rows(self, *names: str, locked: bool = False) -> tuple[Row[Any], ...]:
         found = self.session.execute(statements.partitions(self.tables, locked=locked), {"names": names})
@@ -372,27 +418,47 @@ class Subscriptions:
         known = self.session.scalars(statements.names_of_subscriptions(self.tables))
         return unknown(name, known.all())
 
+    def _known(self, found: _Found, look: Look) -> int:
+        """Up to where nothing will appear any more: what others have passed is settled, too."""
+        furthest = self.session.execute(statements.furthest(found.tables), {"high": look.high})
+        return max(look.settled, int(furthest.scalar_one()))
+
+    def _wanted(self, at: Place, found: _Found, high: int) -> int:
+        match at:
+            case "beginning":
+                return found.pruned_to
+            case "now":
+                return high
+            case datetime() as time:
+                before = self.session.execute(
+                    starting_statements.position_before_time(found.tables), {"time": time, "settled": high}
+                )
+                return min(int(before.scalar_one()), high)
+            case position:
+                return int(position)
+
     def _place(self, at: Place, found: _Found, seen: _Seen) -> int:
         if at == "beginning":
             return found.pruned_to
-        furthest = self.session.execute(statements.furthest(self.tables), {"high": seen.look.high})
-        known = max(seen.look.settled, int(furthest.scalar_one()))
-        match at:
-            case "now":
-                wanted = seen.goal
-            case datetime() as time:
-                before = self.session.execute(
-                    starting_statements.position_before_time(self.tables),
-                    {"time": time, "settled": seen.goal},
-                )
-                wanted = int(before.scalar_one())
-                if (
-                    known >= seen.goal
-                ):  # what is still being written may be older than the first row after that time
-                    wanted = min(wanted, known)
-            case position:
-                wanted = int(position)
-        return placed(wanted, known=known, pruned_to=found.pruned_to, open_writers=known < seen.goal)
+        known = self._known(found, seen.look)
+        wanted = self._wanted(at, found, seen.goal)
+        refuse_beyond(wanted, known=known, open_writers=known < seen.goal)
+        return max(wanted, found.pruned_to)
+
+    def _count_late(self, found: _Found, *, known: int, to: int) -> int:
+        """At how many positions something may still appear: those that were drawn, and at which nothing can be seen."""
+        known = max(known, found.pruned_to)
+        seen = self.session.execute(statements.count_seen(found.tables), {"known": known, "to": to})
+        return to - known - int(seen.scalar_one())
+
+    def _mark_late(self, found: _Found, *, known: int, to: int) -> int:
+        """Record them as held, until their writers have ended; the next run sees to it."""
+        marked: CursorResult[Any] = self.session.execute(  # type: ignore[assignment]
+            starting_statements.mark_late(found.tables),
+            {"subscription": found.name, "known": max(known, found.pruned_to), "to": to},
+            execution_options={"preserve_rowcount": True},
+        )
+        return marked.rowcount
 
     def _deliveries(self, name: str) -> dict[str, int]:
         counts = self.session.execute(statements.count_deliveries(self.tables), {"subscription": name})

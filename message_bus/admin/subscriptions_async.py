@@ -2,30 +2,31 @@
 
     idle ──start──► active ──pause──► paused ──resume──► active          any ──reset──► elsewhere in the log
 
-A change locks the log's row and then the checkpoint rows (S4, S3), and reads behind these locks. It handles no message and
-waits for no worker. Epochs go on where they were, also when a subscription is dropped and made again (S2).
+A change locks the row of the log that the subscription reads, then the checkpoint rows (S4, S3), and reads behind these
+locks. It handles no message and waits for no worker. Epochs go on where they were, also when a subscription is dropped and
+made again (S2).
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Row
+from sqlalchemy import CursorResult, Row
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession, async_scoped_session
 
 from message_bus._compat import on_sync_session_async
-from message_bus.admin.ground import dialect_of, refuse_autocommit, refuse_hidden
+from message_bus.admin.ground import dialect_of, refuse_autocommit, refuse_hidden, tables_of_logs
 from message_bus.admin.partitions import (
     MOST_HELD,
     PartitionStatus,
     Place,
     SubscriptionChange,
-    placed,
     refuse_apart,
+    refuse_beyond,
     refuse_count,
     refuse_leased,
     refuse_name,
@@ -46,15 +47,20 @@ from message_bus.storage.watermark_async import AsyncWatermark
 logger = logging.getLogger("message_bus.admin")
 
 Statuses = list[PartitionStatus]  # inside the class `list` is the method
+Rows = list[Row[Any]]
 
 
 @dataclass(frozen=True, slots=True)
 class _Found:
-    """The partitions of one subscription, and how far its log was pruned, as they are behind the locks."""
+    """The partitions of one subscription, and how far its log was pruned, as they are behind the locks.
+
+    `tables`: for whoever reads its log.
+    """
 
     name: str
     rows: tuple[Row[Any], ...]
     pruned_to: int
+    tables: MessageBusTables
 
     @property
     def state(self) -> str:
@@ -115,12 +121,17 @@ class AsyncSubscriptions:
         Counts the messages behind each checkpoint: on a log with millions of them that takes a moment.
         """
         await self._refuse_hidden()
-        rows = await self.session.execute(statements.statuses(self.tables, None if name is None else (name,)))
+        session: Any = self.session
+        rows: Rows = []
+        for tables in await on_sync_session_async(session, tables_of_logs, self.tables):
+            names = None if name is None else (name,)
+            rows += await session.execute(statements.statuses(tables, names))
         return [
             PartitionStatus(
                 subscription=row.name,
                 partition=row.partition,
                 partitions=row.partitions,
+                log=row.log,
                 state=row.state,
                 position=row.position,
                 lag=row.lag,
@@ -131,7 +142,7 @@ class AsyncSubscriptions:
                 dead=row.dead,
                 seen_at=min(row.alive_until, row.now),
             )
-            for row in rows
+            for row in sorted(rows, key=lambda row: (row.name, row.partition))
         ]
 
     async def start(
@@ -139,21 +150,33 @@ class AsyncSubscriptions:
     ) -> SubscriptionChange:
         """Let an idle subscription begin: at the "beginning" (of what is kept), "now", after a position, at a time.
 
-        Idle is one that was added to a log with history and told no place to start from.
+        Idle is one that was added to a log with history and told no place to start from. "Now", or a time, is not known
+        before everybody who is writing has ended: until then it stays idle, with what may appear recorded as `held`, and the
+        first run after them lets it begin.
         """
         refuse_place(at)
-        seen = await self._look()
-        found = await self._find(name, dry_run=dry_run)
+        tables = await self._tables_of(name)
+        look = await self._glance(tables)
+        found = await self._find(name, tables=tables, dry_run=dry_run)
         if found.state != IDLE:
             remedy = "reset moves it" if found.state == ACTIVE else "resume lets it go on, reset moves it"
             raise SettingsError("start", [f"subscription {name!r} is {found.state}, not idle ({remedy})"])
-        to = await self._place(at, found, seen)
+        known = await self._known(found, look)
+        to = max(await self._wanted(at, found, look.high), found.pruned_to)
+        late = 0
+        if to > max(known, found.pruned_to):
+            if isinstance(at, int):
+                refuse_beyond(to, known=known, open_writers=known < look.high)
+            late = await self._count_late(found, known=known, to=to)
         if not dry_run:
-            await self._write(statements.place(self.tables), subscription=name, to=to, becomes=ACTIVE)
             await self._write(
                 statements.remove_deliveries(self.tables), subscription=name
             )  # it waited for these
-        return self._done("start", found, position=to, by=by, dry_run=dry_run)
+            if late:  # counted anew: since then they may have ended
+                late = await self._mark_late(found, known=known, to=to)
+            becomes = IDLE if late else ACTIVE
+            await self._write(statements.place(self.tables), subscription=name, to=to, becomes=becomes)
+        return self._done("start", found, position=to, held=late, by=by, dry_run=dry_run)
 
     async def pause(self, name: str, *, by: str | None = None) -> SubscriptionChange:
         """Let nobody work on it. A worker that has its lease finishes what it has in hand, and gives the lease back.
@@ -202,8 +225,9 @@ class AsyncSubscriptions:
         their errors. A paused one stays paused, an idle one becomes active.
         """
         refuse_place(to)
-        seen = await self._look()
-        found = await self._find(name, dry_run=dry_run)
+        tables = await self._tables_of(name)
+        seen = await self._look(tables)
+        found = await self._find(name, tables=tables, dry_run=dry_run)
         refuse_leased("reset", found.rows, force=force)
         position = await self._place(to, found, seen)
         removed = await self._deliveries(name)
@@ -222,7 +246,7 @@ class AsyncSubscriptions:
         refuse_leased("rename", found.rows, force=force)
         if await self._rows(new) or await self._deliveries(new):
             raise SettingsError("rename", [f"there is a subscription {new!r} already (drop it first)"])
-        await self._write(statements.note_epoch(self.tables), epoch=found.highest_epoch + 1)
+        await self._write(statements.note_epoch(found.tables), epoch=found.highest_epoch + 1)
         await self._write(statements.rename_subscription(self.tables), subscription=old, new_name=new)
         await self._write(statements.rename_deliveries(self.tables), of_subscription=old, new_name=new)
         return self._done("rename", found, name=new, by=by)
@@ -234,16 +258,18 @@ class AsyncSubscriptions:
 
         An application that still has it makes it anew, idle, with its next run.
         """
-        await self._lock(dry_run=dry_run)
+        tables = await self._tables_of(name, missing_ok=True)
+        await self._lock(tables, dry_run=dry_run)
         rows = await self._rows(name, locked=not dry_run)
+        self._refuse_moved(name, tables, rows)
         removed = await self._deliveries(name)
         if not rows and not removed:
             raise await self._unknown(name)
         refuse_leased("drop", rows, force=force)
-        found = _Found(name, tuple(rows), 0)
+        found = _Found(name, tuple(rows), 0, tables)
         if not dry_run:
             if rows:
-                await self._write(statements.note_epoch(self.tables), epoch=found.highest_epoch)
+                await self._write(statements.note_epoch(tables), epoch=found.highest_epoch)
             await self._write(statements.remove_subscription(self.tables), subscription=name)
             await self._write(statements.remove_deliveries(self.tables), subscription=name)
         return self._done("drop", found, removed=removed, by=by, dry_run=dry_run)
@@ -269,18 +295,19 @@ class AsyncSubscriptions:
         """
         refuse_count(partitions)
         types = (types,) if isinstance(types, str) else types
-        await self._glance()  # for its refusals: rows that are hidden from this role would be lost (W9)
-        found = await self._find(name, dry_run=dry_run)
+        tables = await self._tables_of(name)
+        await self._glance(tables)  # for its refusals: rows that are hidden from this role would be lost (W9)
+        found = await self._find(name, tables=tables, dry_run=dry_run)
         if len(found.rows) == partitions:
             return self._done("repartition", found, by=by, changed=False, dry_run=dry_run)
         refuse_leased("repartition", found.rows, force=force)
         to, behind = max(found.positions), 0
         if min(found.positions) != to:
             counted = await self.session.execute(
-                statements.count_between(self.tables, types), {"subscription": name, "to": to}
+                statements.count_between(found.tables, types), {"subscription": name, "to": to}
             )
             behind = int(counted.scalar_one())
-            if to > (await self._glance()).high:
+            if to > (await self._glance(found.tables)).high:
                 raise SettingsError(
                     "repartition",
                     [
@@ -290,8 +317,8 @@ class AsyncSubscriptions:
             refuse_apart(name, found.positions, behind, hold=hold, most=most)
         if not dry_run:
             if behind:
-                await self._write(statements.hold_between(self.tables, types), subscription=name, to=to)
-            await self._write(statements.note_epoch(self.tables), epoch=found.highest_epoch)
+                await self._write(statements.hold_between(found.tables, types), subscription=name, to=to)
+            await self._write(statements.note_epoch(found.tables), epoch=found.highest_epoch)
             await self._write(statements.remove_subscription(self.tables), subscription=name)
             await self._add_partitions(found, partitions, to)
         return self._done(
@@ -309,7 +336,7 @@ class AsyncSubscriptions:
                     "name": found.name,
                     "partition": partition,
                     "partitions": count,
-                    "log": found.rows[0].log,
+                    "log": found.tables.source_log,
                     "state": found.state,
                     "position": to,
                     "epoch": found.highest_epoch + 1,
@@ -332,45 +359,62 @@ class AsyncSubscriptions:
             return session
         return await session.connection(bind_arguments={"clause": self.tables.outbox})
 
-    async def _look(self) -> _Seen:
+    async def _tables_of(self, name: str, *, missing_ok: bool = False) -> MessageBusTables:
+        """The tables for whoever reads the log of this subscription; what nobody knows any more is taken to be the outbox's."""
+        await self._refuse_hidden()
+        log = await self.session.scalar(statements.log_of(self.tables), {"subscription": name})
+        if log is None and not missing_ok:
+            raise await self._unknown(name)
+        return self.tables.of_log(log or OUTBOX_LOG)
+
+    async def _look(self, tables: MessageBusTables) -> _Seen:
         """Where the log stands. Before anything is locked: it may wait a little for open writers (W6)."""
-        watermark, patience = AsyncWatermark(self.tables), AsyncPatience()
+        watermark, patience = AsyncWatermark(tables), AsyncPatience()
         look = await watermark.look(await self.connection())
         goal = look.high
         while look.settled < goal and await patience.wait(look):
             look = await watermark.look(await self.connection())
         return _Seen(goal, look)
 
-    async def _glance(self) -> Look:
-        return await AsyncWatermark(self.tables).look(await self.connection())
+    async def _glance(self, tables: MessageBusTables) -> Look:
+        return await AsyncWatermark(tables).look(await self.connection())
 
     async def _refuse_hidden(self) -> None:
         session: Any = self.session
         await on_sync_session_async(session, refuse_hidden, self.tables)
 
-    async def _lock(self, *, dry_run: bool = False) -> int:
+    async def _lock(self, tables: MessageBusTables, *, dry_run: bool = False) -> int:
         """Lock the log's row, first of all (S4), unless it is a dry run. How far the log was pruned."""
         session: Any = self.session
-        await self._refuse_hidden()
         if dry_run:
-            row = (await session.execute(statements.log_row(self.tables))).one_or_none()
+            row = (await session.execute(statements.log_row(tables))).one_or_none()
             return 0 if row is None else int(row.pruned_to)
         await on_sync_session_async(session, refuse_autocommit, self.tables, "subscriptions are changed")
         dialect = await on_sync_session_async(session, dialect_of, self.tables)
-        await session.execute(
-            engine_statements.insert_or_ignore(dialect, self.tables.log).values(log=OUTBOX_LOG)
-        )
-        locked = await session.execute(engine_statements.lock_log(self.tables), {"log": OUTBOX_LOG})
+        log = tables.source_log
+        await session.execute(engine_statements.insert_or_ignore(dialect, tables.log).values(log=log))
+        locked = await session.execute(engine_statements.lock_log(tables), {"log": log})
         return int(locked.one().pruned_to)
 
-    async def _find(self, name: str, *others: str, dry_run: bool = False) -> _Found:
+    async def _find(
+        self, name: str, *others: str, tables: MessageBusTables | None = None, dry_run: bool = False
+    ) -> _Found:
         """The subscription of this name, locked unless it is a dry run; so are the `others`, if they exist."""
-        pruned_to = await self._lock(dry_run=dry_run)
+        tables = tables or await self._tables_of(name)
+        pruned_to = await self._lock(tables, dry_run=dry_run)
         rows = await self._rows(name, *others, locked=not dry_run)
         mine = tuple(row for row in rows if row.name == name)
         if not mine:
             raise await self._unknown(name)
-        return _Found(name, mine, pruned_to)
+        self._refuse_moved(name, tables, mine)
+        return _Found(name, mine, pruned_to, tables)
+
+    def _refuse_moved(self, name: str, tables: MessageBusTables, rows: Sequence[Row[Any]]) -> None:
+        if any(row.log != tables.source_log for row in rows):
+            raise SettingsError(
+                "subscriptions",
+                [f"subscription {name!r} was made anew, on another log, at this moment (try again)"],
+            )
 
     async def _rows(self, *names: str, locked: bool = False) -> tuple[Row[Any], ...]:
         found = await self.session.execute(
@@ -382,27 +426,47 @@ class AsyncSubscriptions:
         known = await self.session.scalars(statements.names_of_subscriptions(self.tables))
         return unknown(name, known.all())
 
+    async def _known(self, found: _Found, look: Look) -> int:
+        """Up to where nothing will appear any more: what others have passed is settled, too."""
+        furthest = await self.session.execute(statements.furthest(found.tables), {"high": look.high})
+        return max(look.settled, int(furthest.scalar_one()))
+
+    async def _wanted(self, at: Place, found: _Found, high: int) -> int:
+        match at:
+            case "beginning":
+                return found.pruned_to
+            case "now":
+                return high
+            case datetime() as time:
+                before = await self.session.execute(
+                    starting_statements.position_before_time(found.tables), {"time": time, "settled": high}
+                )
+                return min(int(before.scalar_one()), high)
+            case position:
+                return int(position)
+
     async def _place(self, at: Place, found: _Found, seen: _Seen) -> int:
         if at == "beginning":
             return found.pruned_to
-        furthest = await self.session.execute(statements.furthest(self.tables), {"high": seen.look.high})
-        known = max(seen.look.settled, int(furthest.scalar_one()))
-        match at:
-            case "now":
-                wanted = seen.goal
-            case datetime() as time:
-                before = await self.session.execute(
-                    starting_statements.position_before_time(self.tables),
-                    {"time": time, "settled": seen.goal},
-                )
-                wanted = int(before.scalar_one())
-                if (
-                    known >= seen.goal
-                ):  # what is still being written may be older than the first row after that time
-                    wanted = min(wanted, known)
-            case position:
-                wanted = int(position)
-        return placed(wanted, known=known, pruned_to=found.pruned_to, open_writers=known < seen.goal)
+        known = await self._known(found, seen.look)
+        wanted = await self._wanted(at, found, seen.goal)
+        refuse_beyond(wanted, known=known, open_writers=known < seen.goal)
+        return max(wanted, found.pruned_to)
+
+    async def _count_late(self, found: _Found, *, known: int, to: int) -> int:
+        """At how many positions something may still appear: those that were drawn, and at which nothing can be seen."""
+        known = max(known, found.pruned_to)
+        seen = await self.session.execute(statements.count_seen(found.tables), {"known": known, "to": to})
+        return to - known - int(seen.scalar_one())
+
+    async def _mark_late(self, found: _Found, *, known: int, to: int) -> int:
+        """Record them as held, until their writers have ended; the next run sees to it."""
+        marked: CursorResult[Any] = await self.session.execute(  # type: ignore[assignment]
+            starting_statements.mark_late(found.tables),
+            {"subscription": found.name, "known": max(known, found.pruned_to), "to": to},
+            execution_options={"preserve_rowcount": True},
+        )
+        return marked.rowcount
 
     async def _deliveries(self, name: str) -> dict[str, int]:
         counts = await self.session.execute(statements.count_deliveries(self.tables), {"subscription": name})

@@ -14,11 +14,12 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession, async_scoped_s
 from message_bus._compat import on_sync_session_async
 from message_bus.admin.delayed import uuids
 from message_bus.admin.ground import refuse_hidden
-from message_bus.admin.life import Fate, Life
+from message_bus.admin.life import Fate, Life, Recorded
 from message_bus.admin.subscriptions_async import AsyncSubscriptions
 from message_bus.repositories.targets import DEFAULT_TABLES
 from message_bus.storage import status_statements as statements
-from message_bus.storage.tables import HELD, IDLE, MessageBusTables
+from message_bus.storage.logs import EVENT_LOG, OUTBOX_LOG
+from message_bus.storage.tables import EVENT, HELD, IDLE, MessageBusTables
 from message_bus.storage.views import DELIVERED, WAITING
 from message_bus.storage.watermark_async import AsyncWatermark
 
@@ -29,7 +30,9 @@ async def async_why(
     *,
     tables: MessageBusTables = DEFAULT_TABLES,
 ) -> Life | None:
-    """Tell the life of the message with this id; None if it was never committed, was cancelled, or retention has taken it.
+    """Tell the life of the message, or event, with this id, in the logs that it is in.
+
+    None if it was never committed, was cancelled, or retention has taken it.
 
     Reads only, in the caller's transaction, which must be READ COMMITTED. No payload, no traceback.
 
@@ -39,32 +42,75 @@ async def async_why(
     target: Any = subscriptions.session
     (message_id,) = uuids("why", [id])
     await on_sync_session_async(target, refuse_hidden, tables)
-    row = (await target.execute(statements.message_at(tables), {"id": message_id})).one_or_none()
+    asked = {"id": message_id}
+    outbox, events = tables.of_log(OUTBOX_LOG), tables.of_log(EVENT_LOG)
+    row = (await target.execute(statements.message_at(tables), asked)).one_or_none()
+    event = (await target.execute(statements.event_at(tables), asked)).one_or_none()
+    delayed = None
     if row is None:
-        delayed = (await target.execute(statements.message_delayed(tables), {"id": message_id})).one_or_none()
-        if delayed is None:
-            return None
-        return Life(**delayed._mapping, position=None, settled=False, fates=())
-    look = await AsyncWatermark(tables).look(await subscriptions.connection())
-    found = (await target.execute(statements.fates(tables), {"position": row.position})).all()
+        delayed = (await target.execute(statements.message_delayed(tables), asked)).one_or_none()
     fates: list[Fate] = []
-    for each in found:
-        blocker = None
-        if each.state == HELD and row.key is not None:
-            asked = {"subscription": each.name, "key": row.key, "position": row.position}
-            blocker = (await target.execute(statements.in_the_way(tables), asked)).one_or_none()
-        fates.append(_fate_of(each, row.position, blocker))
-    passed = any(each.checkpoint >= row.position and each.subscription_state != IDLE for each in found)
+    settled, recorded = False, None
+    if event is not None:
+        of_event, readable = await _fates(subscriptions, events, event.position, event.stream)
+        fates += of_event
+        recorded = Recorded(
+            position=event.position,
+            stream=event.stream,
+            version=event.version,
+            recorded_at=event.recorded_at,
+            settled=readable,
+        )
+        settled = readable
+    if row is not None:
+        of_message, settled = await _fates(subscriptions, outbox, row.position, row.key)
+        fates = [*of_message, *fates]
+        return Life(**row._mapping, due_at=None, settled=settled, fates=tuple(fates), recorded=recorded)
+    if delayed is not None:
+        return Life(**delayed._mapping, position=None, settled=False, fates=tuple(fates), recorded=recorded)
+    if event is None:
+        return None
     return Life(
-        **row._mapping, due_at=None, settled=passed or row.position <= look.settled, fates=tuple(fates)
+        id=event.id,
+        type=EVENT,
+        message=event.message,
+        key=event.stream,
+        created_at=event.recorded_at,
+        position=None,
+        due_at=None,
+        settled=settled,
+        fates=tuple(fates),
+        recorded=recorded,
     )
 
 
-def _fate_of(row: Row[Any], position: int, blocker: Row[Any] | None) -> Fate:
+async def _fates(
+    subscriptions: AsyncSubscriptions, tables: MessageBusTables, position: int, key: str | None
+) -> tuple[list[Fate], bool]:
+    """What each subscription of this log has to do with its message at this position, and whether it is settled."""
+    target: Any = subscriptions.session
+    found = (await target.execute(statements.fates(tables), {"position": position})).all()
+    fates: list[Fate] = []
+    for each in found:
+        blocker = None
+        if each.state == HELD and key is not None:
+            asked = {"subscription": each.name, "key": key, "position": position}
+            blocker = (await target.execute(statements.in_the_way(tables), asked)).one_or_none()
+        fates.append(_fate_of(each, tables.source_log, position, blocker))
+    if any(each.checkpoint >= position and each.subscription_state != IDLE for each in found):
+        return fates, True
+    if not found and tables.source_log == EVENT_LOG:
+        return fates, True  # nobody waits for it
+    look = await AsyncWatermark(tables).look(await subscriptions.connection())
+    return fates, position <= look.settled
+
+
+def _fate_of(row: Row[Any], log: str, position: int, blocker: Row[Any] | None) -> Fate:
     passed = row.checkpoint >= position and row.subscription_state != IDLE
     return Fate(
         subscription=row.name,
         partition=row.partition,
+        log=log,
         state=row.state or (DELIVERED if passed else WAITING),
         subscription_state=row.subscription_state,
         ahead=row.ahead,

@@ -225,21 +225,31 @@ class WiredBus(AnyBusABC, Generic[W]):
         Raises: SettingsError for what is no outbox handler, and for two under one subscription name;
         AsyncHandlerOnSyncBus on a MessageBus.
         """
+        self._outbox_handlers = tuple(self.attach_outbox_handlers(handlers))
+
+    def attach_outbox_handlers(self, handlers: Sequence[Any], *, beside: Sequence[Any] = ()) -> list[Any]:
+        """Check outbox handlers and attach them to this bus without setting them; return them with their companions.
+
+        For those who run more than the bus's own, as a relay runs projections. `beside`: those whose names are taken.
+
+        Raises: what `set_outbox_handlers` raises.
+        """
         problems: list[str] = []
-        names: list[str] = []
+        found: list[Any] = []
         for handler in handlers:
-            if not isinstance(handler, OutboxHandlerABC | AsyncOutboxHandlerABC):
+            if isinstance(handler, OutboxHandlerABC | AsyncOutboxHandlerABC):
+                found += (handler, *handler.companions())
+            else:
                 remedy = (
                     "is a class (make an instance)"
                     if isinstance(handler, type)
                     else "is not an outbox handler (derive it from OutboxHandlerABC)"
                 )
                 problems.append(f"{_name_of_thing(handler)} {remedy}")
-                continue
+        for handler in found:
             for method in (handler.handle, handler._handle):
                 self._refuse(handler, method)
-            settings = handler.subscription
-            names.append(settings.name if settings is not None and settings.name else type(handler).__name__)
+        names = [_subscription_name(handler) for handler in (*beside, *found)]
         twice = {name for name in names if names.count(name) > 1}
         if twice:
             problems.append(
@@ -247,9 +257,9 @@ class WiredBus(AnyBusABC, Generic[W]):
             )
         if problems:
             raise SettingsError("set_outbox_handlers", problems)
-        for handler in handlers:
+        for handler in found:
             handler.attach(self)
-        self._outbox_handlers = tuple(handlers)
+        return found
 
     def with_event_handlers(self, event_handlers: Mapping[type[E], Sequence[Any]]) -> Self:
         """Return a bus like this one, with its context, message types and middleware, for these event handlers only."""
@@ -455,6 +465,11 @@ def refuse_ask(query: Message) -> None:
 
 def _is_class_of(thing: object, kind: type[Message]) -> bool:
     return isinstance(thing, type) and issubclass(thing, kind)
+
+
+def _subscription_name(handler: Any) -> str:
+    settings = handler.subscription
+    return str(settings.name) if settings is not None and settings.name else type(handler).__name__
 
 
 def _name_of_thing(thing: object) -> str:

@@ -25,7 +25,7 @@ def load_bus(app: str) -> AnyBus:
 
     Raises: SettingsError with what is wrong; its `__cause__` is what the application's own code raised, if it did.
     """
-    found = _find(app, AnyBus)
+    found = find(app, AnyBus)
     if not isinstance(found, AnyBus):
         raise _problem(
             app,
@@ -36,7 +36,7 @@ def load_bus(app: str) -> AnyBus:
 
 def load_relay_or_bus(app: str) -> AnyRelay | AnyBus:
     """The same for a command that takes a relay, ready made, too."""
-    found = _find(app, AnyRelay | AnyBus)
+    found = find(app, AnyRelay | AnyBus)
     if not isinstance(found, AnyRelay | AnyBus):
         raise _problem(
             app, f"is of type {type(found).__name__} (name a Relay or a bus, or a function that returns one)"
@@ -44,7 +44,8 @@ def load_relay_or_bus(app: str) -> AnyRelay | AnyBus:
     return found
 
 
-def _find(app: str, kinds: Any) -> object:
+def find(app: str, kinds: Any) -> object:
+    """What `--app` names: a thing of one of these kinds, or what a function returns. Raises: SettingsError."""
     module_name, _, path = app.partition(":")
     if not module_name or not path:
         raise _problem(app, "is not of the form module:attribute (such as --app shop.wiring:bus)")

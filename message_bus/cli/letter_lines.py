@@ -56,6 +56,7 @@ def lines_of_letter(letter: DeadLetter, *, payload: bool = False) -> list[str]:
         "id": str(letter.id or _GONE),
         "message": f"{letter.message} ({letter.type})" if letter.message else _GONE,
         "subscription": letter.subscription,
+        "log": letter.log,
         "position": str(letter.position),
         "key": letter.key or "none",
         "registered at": instant(letter.created_at) if letter.created_at else _GONE,

@@ -23,6 +23,7 @@ COMMANDS: Final = {
     ),
     "db": ("message_bus.cli.db:db", "Create and upgrade the tables."),
     "doctor": ("message_bus.cli.doctor:doctor", "Say what is wrong, and what to do."),
+    "projections": ("message_bus.cli.projections:projections", "List, rebuild, swap and drop projections."),
     "prune": ("message_bus.cli.prune:prune", "Remove old messages that every subscription has passed."),
     "schedule": ("message_bus.cli.schedule:schedule", "List and cancel delayed messages."),
     "status": ("message_bus.cli.status:status", "Show how the outbox is doing."),

@@ -1,4 +1,4 @@
-"""`message-bus status`: how the outbox is doing. A shell around `message_bus.admin.status`.
+"""`message-bus status`: how the outbox and the event log are doing. A shell around `message_bus.admin.status`.
 
 Exit codes: 0 it could be read, whatever it says; 1 it could not run. What is wrong, and what to do, says `doctor`.
 """
@@ -6,12 +6,13 @@ Exit codes: 0 it could be read, whatever it says; 1 it could not run. What is wr
 from __future__ import annotations
 
 from dataclasses import asdict
+from datetime import datetime
 
 import click
 from sqlalchemy.engine import URL
 
 from message_bus.admin.findings import spelled
-from message_bus.admin.overview import Status
+from message_bus.admin.overview import EventLogStatus, Status, WatermarkStatus
 from message_bus.admin.status import status as read_status
 from message_bus.cli.lines import ago, harmless, instant
 from message_bus.cli.operating import database_options, json_option, print_json, reading
@@ -22,7 +23,7 @@ from message_bus.cli.subscription_lines import lines_of_subscriptions
 @json_option
 @database_options
 def status(as_json: bool, database_url: URL, schema: str | None, prefix: str) -> None:
-    """Show how the outbox, its subscriptions and its schedule are doing."""
+    """Show how the outbox, its schedule, the event log, and their subscriptions are doing."""
     with reading(database_url, schema, prefix) as (session, tables):
         found = read_status(session, tables=tables)
     if as_json:
@@ -38,7 +39,8 @@ def lines_of_status(found: Status) -> list[str]:
         "",
         f"outbox        {_outbox(found)}",
         f"schedule      {_schedule(found)}",
-        f"watermark     {_watermark(found)}",
+        f"watermark     {_watermark(found.watermark)}",
+        *([] if found.events is None else [f"events        {_events(found.events, found.at)}"]),
         f"dead letters  {_dead(found)}",
     ]
 
@@ -56,8 +58,14 @@ def _schedule(found: Status) -> str:
     return f"{found.delayed:,} delayed, {due}"
 
 
-def _watermark(found: Status) -> str:
-    mark = found.watermark
+def _events(events: EventLogStatus, now: datetime) -> str:
+    if events.oldest_at is None or events.newest_at is None:
+        return f"none, {_watermark(events.watermark)}"
+    ages = f"the newest of {ago(events.newest_at, now)}, the oldest of {ago(events.oldest_at, now)}"
+    return f"{ages}, {_watermark(events.watermark)}"
+
+
+def _watermark(mark: WatermarkStatus) -> str:
     if mark.holder is None:
         return f"settled up to {mark.settled:,}" + (f" of {mark.high:,}" if mark.high > mark.settled else "")
     age = "" if mark.age is None else f" for {spelled(mark.age)}"

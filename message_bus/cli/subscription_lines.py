@@ -8,7 +8,7 @@ from datetime import datetime
 from message_bus.admin.partitions import PartitionStatus, SubscriptionChange
 from message_bus.cli.lines import ago, table
 
-_HEADING = ("subscription", "state", "position", "lag", "retrying", "held", "dead", "worker", "seen")
+_HEADING = ("subscription", "log", "state", "position", "lag", "retrying", "held", "dead", "worker", "seen")
 _DONE = {
     "start": "started",
     "pause": "paused",
@@ -29,6 +29,7 @@ def lines_of_subscriptions(partitions: Sequence[PartitionStatus], now: datetime)
             each.subscription
             if each.partitions == 1
             else f"{each.subscription} {each.partition + 1}/{each.partitions}",
+            each.log,
             each.state,
             f"{each.position:,}",
             "-" if each.lag is None else f"{each.lag:,}",
@@ -86,7 +87,9 @@ def _prices(change: SubscriptionChange) -> list[str]:
     if change.removed:
         said = ", ".join(f"{count:,} {state}" for state, count in sorted(change.removed.items()))
         lines.append(f"  what is recorded about its messages goes: {said}")
-    if change.held:
+    if change.held and change.action == "start":
+        lines.append("  somebody is still writing: it begins with the first run after they have ended")
+    elif change.held:
         lines.append(
             f"  {change.held:,} messages that not all partitions have reached are held, and come first"
         )

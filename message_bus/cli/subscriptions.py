@@ -42,7 +42,8 @@ _force_option = click.option(
 def subscriptions() -> None:
     """List, start, pause, move, rename, drop and divide subscriptions.
 
-    A subscription is a named reader of the outbox, with a place in it: everything up to there is dealt with.
+    A subscription is a named reader of a log, the outbox or the events, with a place in it: everything up to there is dealt
+    with.
     """
 
 

@@ -31,7 +31,7 @@ def why(
     schema: str | None,
     prefix: str,
 ) -> None:
-    """Tell the life of the message with this ID, and what it waits for."""
+    """Tell the life of the message, or event, with this ID, and what it waits for."""
     with reading(database_url, schema, prefix) as (session, tables):
         life = tell(session, id, tables=tables)
     if life is None:

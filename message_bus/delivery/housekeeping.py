@@ -60,7 +60,7 @@ def _wake_relays(session: Session, tables: MessageBusTables) -> None:
     connection = session.connection()
     if connection.dialect.name == "postgresql":
         outbox = on_sync_connection(connection, quoted_name, tables.outbox)
-        session.execute(notify(), {"outbox": outbox})
+        session.execute(notify(), {"log_table": outbox})
 
 
 def prune(session: Session, tables: MessageBusTables, *, older_than: timedelta) -> int:

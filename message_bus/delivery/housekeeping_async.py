@@ -59,7 +59,7 @@ async def _wake_relays(session: AsyncSession, tables: MessageBusTables) -> None:
     connection = await session.connection()
     if connection.dialect.name == "postgresql":
         outbox = await on_sync_connection_async(connection, quoted_name, tables.outbox)
-        await session.execute(notify(), {"outbox": outbox})
+        await session.execute(notify(), {"log_table": outbox})
 
 
 async def prune_async(session: AsyncSession, tables: MessageBusTables, *, older_than: timedelta) -> int:

@@ -1,5 +1,5 @@
 # Generated from process_async.py by tests/tools/unasync.py: do not edit.
-"""`process_outbox`: the one step for cron. Promote what is due, run every subscription, prune, report.
+"""`process_outbox`: the one step for cron. Promote what is due, run every subscription until nothing is left, prune, report.
 
 It works on the caller's session and commits it: one short transaction after another. Two calls at once do not get in
 each other's way: each claims the subscriptions it can get and reports the others as busy.
@@ -10,7 +10,9 @@ from __future__ import annotations
 import logging
 from collections.abc import Collection, Sequence
 from contextlib import ExitStack
-from datetime import timedelta
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from itertools import cycle
 from typing import Any
 
 from sqlalchemy.engine import Connection
@@ -27,7 +29,7 @@ from message_bus.delivery.own_rows import process_own_rows
 from message_bus.delivery.ownership import refuse_fragile, refuse_unflushed
 from message_bus.delivery.patience import Patience
 from message_bus.delivery.report import OutboxReport, SubscriptionReport, summed
-from message_bus.delivery.starting import ensure_subscriptions
+from message_bus.delivery.starting import Standing, ensure_subscriptions
 from message_bus.delivery.subscription import Subscription
 from message_bus.delivery.worker import Worker
 from message_bus.errors import LeaseLost, SettingsError, Unavailable, WiringError, names_of
@@ -35,6 +37,7 @@ from message_bus.repositories.registering import as_repo
 from message_bus.repositories.sqlalchemy import SQLAlchemyOutBoxRepo
 from message_bus.repositories.waiting import clause_for
 from message_bus.storage import statements
+from message_bus.storage.logs import OUTBOX_LOG
 from message_bus.storage.outages import is_outage
 from message_bus.storage.preconditions import check_log, check_reader
 from message_bus.storage.settled import Look
@@ -77,6 +80,7 @@ def process_outbox(
     repo = as_repo(outbox)
     if not isinstance(repo, SQLAlchemyOutBoxRepo):
         _refuse_other_colour(bus, repo)
+        _refuse_other_logs(chosen)
         return process_own_rows(bus, repo, chosen, limit=limit)
     with ExitStack() as stack:
         session = repo.session
@@ -93,8 +97,14 @@ def process_outbox(
         if not session.in_transaction():  # else what its connection is in may be its own
             refuse_fragile(plain_session(session))
         step = _Step(bus, session, repo.tables, lease=lease)
+        read = {OUTBOX_LOG, *(str(handler.log) for handler, _ in chosen.values())}
+        everyone = [
+            (str(handler.log), each)
+            for handler, each in zip(handlers, settings, strict=True)
+            if handler.log in read
+        ]
         try:
-            return step.run(chosen, settings, limit=limit)
+            return step.run(chosen, everyone, limit=limit)
         except Exception as error:
             session.rollback()
             if is_outage(error):
@@ -116,6 +126,16 @@ def _refuse_other_colour(bus: Any, repo: Any) -> None:
         )
 
 
+def _refuse_other_logs(chosen: dict[str, tuple[Any, Subscription]]) -> None:
+    """A user's own repository is an outbox and nothing else."""
+    others = [name for name, (handler, _) in chosen.items() if handler.log != OUTBOX_LOG]
+    if others:
+        raise WiringError(
+            f"{names_of(others)} read another log than the outbox, but an outbox of your own has no other "
+            "(give process_outbox a session or one of our repositories)"
+        )
+
+
 def _check(session: Any, tables: MessageBusTables) -> None:
     """Refuse a database or a connection that would lose messages (W3, W7)."""
     connection = session.connection()
@@ -128,6 +148,26 @@ def _settings_of(handler: Any) -> Subscription:
     return settings.named(type(handler).__name__)
 
 
+@dataclass(slots=True)
+class _Result:
+    """What one subscription has done so far; `busy`: some of it is in other hands."""
+
+    tally: Tally = field(default_factory=Tally)
+    busy: bool = False
+
+
+@dataclass(slots=True)
+class _Unit:
+    """One partition of a subscription, as often as it comes round. `busy`: in other hands."""
+
+    handler: Any
+    settings: Subscription
+    partition: int
+    result: _Result
+    ran: bool = False
+    busy: bool = False
+
+
 class _Step:
     """One call of process_outbox on one session."""
 
@@ -136,89 +176,120 @@ class _Step:
         self._session = session
         self._tables = tables
         self._lease_time = lease
-        self._watermark = Watermark(tables)
-        self._patience = Patience()
+        self._watermarks = {OUTBOX_LOG: Watermark(tables)}
+        self._patience: dict[str, Patience] = {}  # a goal is a position of one log
+        self._began_at: datetime | None = None
 
     def run(
         self,
         chosen: dict[str, tuple[Any, Subscription]],
-        everyone: Sequence[Subscription],
+        everyone: Sequence[tuple[str, Subscription]],
         *,
         limit: int | None,
     ) -> OutboxReport:
         session = self._session
-        on_sync_session(session, _check, self._tables)
-        look = self._look()
-        standing = ensure_subscriptions(session, self._tables, everyone, settled=look.settled, high=look.high)
-        session.commit()
+        idle: set[str] = set()
+        waiting: set[str] = set()
+        for log in dict.fromkeys((OUTBOX_LOG, *(log for log, _ in everyone))):
+            standing = self._ensure(log, [settings for of_log, settings in everyone if of_log == log])
+            idle |= standing.idle
+            waiting |= standing.waiting
         promoted = promote_due(session, self._tables)
-        reports: dict[str, SubscriptionReport] = {}
-        for name, (handler, settings) in chosen.items():
-            if name in standing.waiting:  # for open writers; a later run begins
-                reports[name] = self._report(name, Tally(), busy=False, idle=True)
-            elif name in standing.idle:
-                logger.warning(
-                    "subscription %r is idle: it was added to a log with history, or paused (give Subscription(start=...))",
-                    name,
-                    extra={"subscription": name},
-                )
-                reports[name] = self._report(name, Tally(), busy=False, idle=True)
-            else:
-                tally, busy = self._partitions(handler, settings, limit=limit)
-                reports[name] = self._report(name, tally, busy=busy, idle=False)
+        for name in idle & chosen.keys():
+            logger.warning(
+                "subscription %r is idle: it was added to a log with history, or paused (give Subscription(start=...))",
+                name,
+                extra={"subscription": name},
+            )
+        still = idle | waiting  # the latter for open writers; a later run begins
+        results = {name: _Result() for name in chosen}
+        units = [
+            _Unit(handler, settings, partition, results[name])
+            for name, (handler, settings) in chosen.items()
+            if name not in still
+            for partition in range(settings.partitions)
+        ]
+        self._until_nothing_is_left(units, limit=limit)
+        reports = {name: self._report(name, result, idle=name in still) for name, result in results.items()}
         pruned = 0
         if not self._joined():  # a setting of the pruner would stay in the caller's transaction
             pruned = prune(session, self._tables, older_than=RETENTION)
-        look = self._look()
-        unsettled = (
-            session.execute(statements.count_after(self._tables), {"settled": look.settled})
-        ).scalar_one()
+        unsettled = 0
+        for log in self._watermarks:
+            look = self._look(log)
+            unsettled += (
+                session.execute(statements.count_after(self._tables.of_log(log)), {"settled": look.settled})
+            ).scalar_one()
         session.commit()
         return summed(reports, unsettled=unsettled, promoted=promoted, pruned=pruned)
 
-    def _look(self) -> Look:
-        look = self._watermark.look(self._session.connection())
+    def _ensure(self, log: str, wanted: Sequence[Subscription]) -> Standing:
+        """See that the log can be read, and that its subscriptions are there."""
+        session, tables = self._session, self._tables.of_log(log)
+        self._watermarks.setdefault(log, Watermark(tables))
+        on_sync_session(session, _check, tables)
+        look = self._look(log)
+        standing = ensure_subscriptions(session, tables, wanted, settled=look.settled, high=look.high)
+        session.commit()
+        return standing
+
+    def _look(self, log: str) -> Look:
+        look = self._watermarks[log].look(self._session.connection())
         self._session.commit()
         return look
 
-    def _partitions(self, handler: Any, settings: Subscription, *, limit: int | None) -> tuple[Tally, bool]:
-        total = Tally()
-        busy = False
-        for partition in range(settings.partitions):
-            left = None if limit is None else limit - total.tried
-            if left == 0 or total.unavailable:
-                break
-            worker = Worker(
-                self._bus,
-                handler,
-                settings,
-                partition,
-                tables=self._tables,
-                watermark=self._watermark,
-                lease=self._lease_time,
-                stop=Stop(),
-            )
-            if not worker.claim(self._session):
-                busy = True
-                continue
-            try:
-                tally = self._one(worker, limit=left)
-            except LeaseLost as lost:
-                logger.warning("%s", lost, extra={"subscription": settings.name, "partition": partition})
-                busy = True
-                continue
-            total.delivered += tally.delivered
-            total.passed_over += tally.passed_over
-            total.tried += tally.tried
-            total.outage = total.outage or tally.outage
-            total.suspicious |= tally.suspicious
-        return total, busy
+    def _until_nothing_is_left(self, units: Sequence[_Unit], *, limit: int | None) -> None:
+        """Run one after the other until all have been idle since one has moved: it may have given others something to do."""
+        idle = 0
+        for unit in cycle(units):
+            if idle >= len(units):
+                return
+            idle = 1 if self._moves(unit, limit=limit) else idle + 1
 
-    def _one(self, worker: Worker, *, limit: int | None) -> Tally:
+    def _moves(self, unit: _Unit, *, limit: int | None) -> bool:
+        """Run one partition: was anything tried?"""
+        result, settings = unit.result, unit.settings
+        total = result.tally
+        left = None if limit is None else limit - total.tried
+        if left == 0 or unit.busy or total.unavailable or (total.suspicious and unit.ran):
+            return False
+        unit.ran = True
+        worker = Worker(
+            self._bus,
+            unit.handler,
+            settings,
+            unit.partition,
+            tables=self._tables.of_log(unit.handler.log),
+            watermark=self._watermarks[unit.handler.log],
+            lease=self._lease_time,
+            stop=Stop(),
+        )
+        if not worker.claim(self._session):
+            unit.busy = result.busy = True
+            return False
+        try:
+            tally = self._one(worker, unit.handler.log, limit=left)
+        except LeaseLost as lost:
+            logger.warning("%s", lost, extra={"subscription": settings.name, "partition": unit.partition})
+            unit.busy = result.busy = True
+            return False
+        total.delivered += tally.delivered
+        total.passed_over += tally.passed_over
+        total.tried += tally.tried
+        total.outage = total.outage or tally.outage
+        total.suspicious |= tally.suspicious
+        return tally.tried > 0
+
+    def _one(self, worker: Worker, log: str, *, limit: int | None) -> Tally:
         session = self._session
+        patience = self._patience.setdefault(log, Patience())
+        assert worker.lease is not None
+        # what fails now is due in another run, however often this one comes round
+        self._began_at = self._began_at or worker.lease.claimed_at
+        worker.lease.claimed_at = self._began_at
         try:
             with worker.beating(session):
-                tally = worker.run(session, limit=limit, patience=self._patience)
+                tally = worker.run(session, limit=limit, patience=patience)
         except Exception:
             # the batch in hand was rolled back and nobody died of it: waiting for the lease to end would help nobody
             worker.release(session, or_leave=True)
@@ -231,10 +302,11 @@ class _Step:
         """Whether the session is part of somebody's transaction (a test that is rolled back, say)."""
         return isinstance(plain_session(self._session).bind, Connection)
 
-    def _report(self, name: str, tally: Tally, *, busy: bool, idle: bool) -> SubscriptionReport:
+    def _report(self, name: str, result: _Result, *, idle: bool) -> SubscriptionReport:
         found = self._session.execute(statements.failed_counts(self._tables), {"subscription": name})
         counts = {state: count for state, count in found}
         self._session.commit()
+        tally = result.tally
         return SubscriptionReport(
             name=name,
             delivered=tally.delivered,
@@ -242,7 +314,7 @@ class _Step:
             retrying=counts.get(RETRYING, 0) + counts.get(TRYING, 0),
             held=counts.get(HELD, 0),
             dead=counts.get(DEAD, 0),
-            busy=busy,
+            busy=result.busy,
             unavailable=tally.unavailable,
             suspicious=tally.suspicious,
             idle=idle,

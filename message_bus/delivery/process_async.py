@@ -1,4 +1,4 @@
-"""`process_outbox`: the one step for cron. Promote what is due, run every subscription, prune, report.
+"""`process_outbox`: the one step for cron. Promote what is due, run every subscription until nothing is left, prune, report.
 
 It works on the caller's session and commits it: one short transaction after another. Two calls at once do not get in
 each other's way: each claims the subscriptions it can get and reports the others as busy.
@@ -9,7 +9,9 @@ from __future__ import annotations
 import logging
 from collections.abc import Collection, Sequence
 from contextlib import AsyncExitStack
-from datetime import timedelta
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from itertools import cycle
 from typing import Any
 
 from sqlalchemy.engine import Connection
@@ -26,7 +28,7 @@ from message_bus.delivery.own_rows_async import process_own_rows_async
 from message_bus.delivery.ownership import refuse_fragile, refuse_unflushed
 from message_bus.delivery.patience_async import AsyncPatience
 from message_bus.delivery.report import OutboxReport, SubscriptionReport, summed
-from message_bus.delivery.starting_async import ensure_subscriptions_async
+from message_bus.delivery.starting_async import Standing, ensure_subscriptions_async
 from message_bus.delivery.subscription import Subscription
 from message_bus.delivery.worker_async import AsyncWorker
 from message_bus.errors import LeaseLost, SettingsError, Unavailable, WiringError, names_of
@@ -34,6 +36,7 @@ from message_bus.repositories.registering import as_repo
 from message_bus.repositories.sqlalchemy_async import AsyncSQLAlchemyOutBoxRepo
 from message_bus.repositories.waiting import clause_for
 from message_bus.storage import statements
+from message_bus.storage.logs import OUTBOX_LOG
 from message_bus.storage.outages import is_outage
 from message_bus.storage.preconditions import check_log, check_reader
 from message_bus.storage.settled import Look
@@ -76,6 +79,7 @@ async def process_outbox_async(
     repo = as_repo(outbox)
     if not isinstance(repo, AsyncSQLAlchemyOutBoxRepo):
         _refuse_other_colour(bus, repo)
+        _refuse_other_logs(chosen)
         return await process_own_rows_async(bus, repo, chosen, limit=limit)
     async with AsyncExitStack() as stack:
         session = repo.session
@@ -92,8 +96,14 @@ async def process_outbox_async(
         if not session.in_transaction():  # else what its connection is in may be its own
             refuse_fragile(plain_session_async(session))
         step = _AsyncStep(bus, session, repo.tables, lease=lease)
+        read = {OUTBOX_LOG, *(str(handler.log) for handler, _ in chosen.values())}
+        everyone = [
+            (str(handler.log), each)
+            for handler, each in zip(handlers, settings, strict=True)
+            if handler.log in read
+        ]
         try:
-            return await step.run(chosen, settings, limit=limit)
+            return await step.run(chosen, everyone, limit=limit)
         except Exception as error:
             await session.rollback()
             if is_outage(error):
@@ -115,6 +125,16 @@ def _refuse_other_colour(bus: Any, repo: Any) -> None:
         )
 
 
+def _refuse_other_logs(chosen: dict[str, tuple[Any, Subscription]]) -> None:
+    """A user's own repository is an outbox and nothing else."""
+    others = [name for name, (handler, _) in chosen.items() if handler.log != OUTBOX_LOG]
+    if others:
+        raise WiringError(
+            f"{names_of(others)} read another log than the outbox, but an outbox of your own has no other "
+            "(give process_outbox a session or one of our repositories)"
+        )
+
+
 def _check(session: Any, tables: MessageBusTables) -> None:
     """Refuse a database or a connection that would lose messages (W3, W7)."""
     connection = session.connection()
@@ -127,6 +147,26 @@ def _settings_of(handler: Any) -> Subscription:
     return settings.named(type(handler).__name__)
 
 
+@dataclass(slots=True)
+class _Result:
+    """What one subscription has done so far; `busy`: some of it is in other hands."""
+
+    tally: Tally = field(default_factory=Tally)
+    busy: bool = False
+
+
+@dataclass(slots=True)
+class _Unit:
+    """One partition of a subscription, as often as it comes round. `busy`: in other hands."""
+
+    handler: Any
+    settings: Subscription
+    partition: int
+    result: _Result
+    ran: bool = False
+    busy: bool = False
+
+
 class _AsyncStep:
     """One call of process_outbox on one session."""
 
@@ -137,93 +177,126 @@ class _AsyncStep:
         self._session = session
         self._tables = tables
         self._lease_time = lease
-        self._watermark = AsyncWatermark(tables)
-        self._patience = AsyncPatience()
+        self._watermarks = {OUTBOX_LOG: AsyncWatermark(tables)}
+        self._patience: dict[str, AsyncPatience] = {}  # a goal is a position of one log
+        self._began_at: datetime | None = None
 
     async def run(
         self,
         chosen: dict[str, tuple[Any, Subscription]],
-        everyone: Sequence[Subscription],
+        everyone: Sequence[tuple[str, Subscription]],
         *,
         limit: int | None,
     ) -> OutboxReport:
         session = self._session
-        await on_sync_session_async(session, _check, self._tables)
-        look = await self._look()
-        standing = await ensure_subscriptions_async(
-            session, self._tables, everyone, settled=look.settled, high=look.high
-        )
-        await session.commit()
+        idle: set[str] = set()
+        waiting: set[str] = set()
+        for log in dict.fromkeys((OUTBOX_LOG, *(log for log, _ in everyone))):
+            standing = await self._ensure(log, [settings for of_log, settings in everyone if of_log == log])
+            idle |= standing.idle
+            waiting |= standing.waiting
         promoted = await promote_due_async(session, self._tables)
-        reports: dict[str, SubscriptionReport] = {}
-        for name, (handler, settings) in chosen.items():
-            if name in standing.waiting:  # for open writers; a later run begins
-                reports[name] = await self._report(name, Tally(), busy=False, idle=True)
-            elif name in standing.idle:
-                logger.warning(
-                    "subscription %r is idle: it was added to a log with history, or paused (give Subscription(start=...))",
-                    name,
-                    extra={"subscription": name},
-                )
-                reports[name] = await self._report(name, Tally(), busy=False, idle=True)
-            else:
-                tally, busy = await self._partitions(handler, settings, limit=limit)
-                reports[name] = await self._report(name, tally, busy=busy, idle=False)
+        for name in idle & chosen.keys():
+            logger.warning(
+                "subscription %r is idle: it was added to a log with history, or paused (give Subscription(start=...))",
+                name,
+                extra={"subscription": name},
+            )
+        still = idle | waiting  # the latter for open writers; a later run begins
+        results = {name: _Result() for name in chosen}
+        units = [
+            _Unit(handler, settings, partition, results[name])
+            for name, (handler, settings) in chosen.items()
+            if name not in still
+            for partition in range(settings.partitions)
+        ]
+        await self._until_nothing_is_left(units, limit=limit)
+        reports = {
+            name: await self._report(name, result, idle=name in still) for name, result in results.items()
+        }
         pruned = 0
         if not self._joined():  # a setting of the pruner would stay in the caller's transaction
             pruned = await prune_async(session, self._tables, older_than=RETENTION)
-        look = await self._look()
-        unsettled = (
-            await session.execute(statements.count_after(self._tables), {"settled": look.settled})
-        ).scalar_one()
+        unsettled = 0
+        for log in self._watermarks:
+            look = await self._look(log)
+            unsettled += (
+                await session.execute(
+                    statements.count_after(self._tables.of_log(log)), {"settled": look.settled}
+                )
+            ).scalar_one()
         await session.commit()
         return summed(reports, unsettled=unsettled, promoted=promoted, pruned=pruned)
 
-    async def _look(self) -> Look:
-        look = await self._watermark.look(await self._session.connection())
+    async def _ensure(self, log: str, wanted: Sequence[Subscription]) -> Standing:
+        """See that the log can be read, and that its subscriptions are there."""
+        session, tables = self._session, self._tables.of_log(log)
+        self._watermarks.setdefault(log, AsyncWatermark(tables))
+        await on_sync_session_async(session, _check, tables)
+        look = await self._look(log)
+        standing = await ensure_subscriptions_async(
+            session, tables, wanted, settled=look.settled, high=look.high
+        )
+        await session.commit()
+        return standing
+
+    async def _look(self, log: str) -> Look:
+        look = await self._watermarks[log].look(await self._session.connection())
         await self._session.commit()
         return look
 
-    async def _partitions(
-        self, handler: Any, settings: Subscription, *, limit: int | None
-    ) -> tuple[Tally, bool]:
-        total = Tally()
-        busy = False
-        for partition in range(settings.partitions):
-            left = None if limit is None else limit - total.tried
-            if left == 0 or total.unavailable:
-                break
-            worker = AsyncWorker(
-                self._bus,
-                handler,
-                settings,
-                partition,
-                tables=self._tables,
-                watermark=self._watermark,
-                lease=self._lease_time,
-                stop=Stop(),
-            )
-            if not await worker.claim(self._session):
-                busy = True
-                continue
-            try:
-                tally = await self._one(worker, limit=left)
-            except LeaseLost as lost:
-                logger.warning("%s", lost, extra={"subscription": settings.name, "partition": partition})
-                busy = True
-                continue
-            total.delivered += tally.delivered
-            total.passed_over += tally.passed_over
-            total.tried += tally.tried
-            total.outage = total.outage or tally.outage
-            total.suspicious |= tally.suspicious
-        return total, busy
+    async def _until_nothing_is_left(self, units: Sequence[_Unit], *, limit: int | None) -> None:
+        """Run one after the other until all have been idle since one has moved: it may have given others something to do."""
+        idle = 0
+        for unit in cycle(units):
+            if idle >= len(units):
+                return
+            idle = 1 if await self._moves(unit, limit=limit) else idle + 1
 
-    async def _one(self, worker: AsyncWorker, *, limit: int | None) -> Tally:
+    async def _moves(self, unit: _Unit, *, limit: int | None) -> bool:
+        """Run one partition: was anything tried?"""
+        result, settings = unit.result, unit.settings
+        total = result.tally
+        left = None if limit is None else limit - total.tried
+        if left == 0 or unit.busy or total.unavailable or (total.suspicious and unit.ran):
+            return False
+        unit.ran = True
+        worker = AsyncWorker(
+            self._bus,
+            unit.handler,
+            settings,
+            unit.partition,
+            tables=self._tables.of_log(unit.handler.log),
+            watermark=self._watermarks[unit.handler.log],
+            lease=self._lease_time,
+            stop=Stop(),
+        )
+        if not await worker.claim(self._session):
+            unit.busy = result.busy = True
+            return False
+        try:
+            tally = await self._one(worker, unit.handler.log, limit=left)
+        except LeaseLost as lost:
+            logger.warning("%s", lost, extra={"subscription": settings.name, "partition": unit.partition})
+            unit.busy = result.busy = True
+            return False
+        total.delivered += tally.delivered
+        total.passed_over += tally.passed_over
+        total.tried += tally.tried
+        total.outage = total.outage or tally.outage
+        total.suspicious |= tally.suspicious
+        return tally.tried > 0
+
+    async def _one(self, worker: AsyncWorker, log: str, *, limit: int | None) -> Tally:
         session = self._session
+        patience = self._patience.setdefault(log, AsyncPatience())
+        assert worker.lease is not None
+        # what fails now is due in another run, however often this one comes round
+        self._began_at = self._began_at or worker.lease.claimed_at
+        worker.lease.claimed_at = self._began_at
         try:
             async with worker.beating(session):
-                tally = await worker.run(session, limit=limit, patience=self._patience)
+                tally = await worker.run(session, limit=limit, patience=patience)
         except Exception:
             # the batch in hand was rolled back and nobody died of it: waiting for the lease to end would help nobody
             await worker.release(session, or_leave=True)
@@ -236,10 +309,11 @@ class _AsyncStep:
         """Whether the session is part of somebody's transaction (a test that is rolled back, say)."""
         return isinstance(plain_session_async(self._session).bind, Connection)
 
-    async def _report(self, name: str, tally: Tally, *, busy: bool, idle: bool) -> SubscriptionReport:
+    async def _report(self, name: str, result: _Result, *, idle: bool) -> SubscriptionReport:
         found = await self._session.execute(statements.failed_counts(self._tables), {"subscription": name})
         counts = {state: count for state, count in found}
         await self._session.commit()
+        tally = result.tally
         return SubscriptionReport(
             name=name,
             delivered=tally.delivered,
@@ -247,7 +321,7 @@ class _AsyncStep:
             retrying=counts.get(RETRYING, 0) + counts.get(TRYING, 0),
             held=counts.get(HELD, 0),
             dead=counts.get(DEAD, 0),
-            busy=busy,
+            busy=result.busy,
             unavailable=tally.unavailable,
             suspicious=tally.suspicious,
             idle=idle,

@@ -59,7 +59,7 @@ class Reader:
             )
             for guarded in (False, True)
         }
-        self._table = tables.outbox
+        self._table = tables.log_table(tables.source_log)
         self._name: str | None = None
         self._ahead: tuple[int, Batch] | None = None
         self.failures = True
@@ -116,7 +116,7 @@ class Reader:
         if self._name is None and connection.dialect.name == "postgresql":
             self._name = on_sync_connection(connection, quoted_name, self._table)
         look = self._watermark.look(connection)
-        check_checkpoint(look, after)
+        check_checkpoint(look, after, log=self._watermark.log)
         jobs: list[Job] = []
         blocked: frozenset[str] = frozenset()
         if look.settled > after:

@@ -145,7 +145,8 @@ class AsyncRun(AsyncAttempts):
 
     def _changes_for(self, left: Sequence[Any]) -> list[Change]:
         """What becomes of the rows that the last owner has left."""
-        registry = getattr(getattr(self._handler, "bus", None), "registry", ())
+        knows = self._handler if hasattr(self._handler, "registry") else getattr(self._handler, "bus", None)
+        registry = getattr(knows, "registry", ())
         changes: list[Change] = []
         for row in left:
             if row.state != DEAD and not self._reader.reads(row.message):

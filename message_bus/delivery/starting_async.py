@@ -26,7 +26,6 @@ from message_bus.delivery.patience_async import AsyncPatience
 from message_bus.delivery.subscription import Subscription
 from message_bus.errors import SettingsError
 from message_bus.storage import starting_statements, statements, subscription_statements
-from message_bus.storage.logs import OUTBOX_LOG
 from message_bus.storage.tables import ACTIVE, IDLE, MessageBusTables
 from message_bus.storage.watermark_async import AsyncWatermark
 
@@ -52,7 +51,7 @@ async def ensure_subscriptions_async(
     A new subscription starts at the beginning if its log has no history or no other subscription; else where
     `start` says; else it is idle. Leaves the transaction open: the caller commits.
 
-    Raises: SettingsError if the database has another number of partitions.
+    Raises: SettingsError if the database has another number of partitions, or a subscription of this name to another log.
     """
     known = await _made(session, tables, wanted, settled=settled, high=high)
     late = await _late(session, tables, wanted, known)
@@ -65,11 +64,26 @@ async def ensure_subscriptions_async(
         known = await _known(session, tables, wanted)
         late = await _late(session, tables, late, known)
     for settings in wanted:
-        count = known[str(settings.name)][0].partitions
-        if count != settings.partitions:
+        row = known[str(settings.name)][0]
+        if row.partitions != settings.partitions:
             raise SettingsError(
                 f"Subscription {settings.name!r}",
-                [f"partitions is {settings.partitions}, but the database has {count} (set it to {count})"],
+                [
+                    (
+                        f"partitions is {settings.partitions}, but the database has {row.partitions} "
+                        f"(set it to {row.partitions})"
+                    )
+                ],
+            )
+        if row.log != tables.source_log:
+            raise SettingsError(
+                f"Subscription {settings.name!r}",
+                [
+                    (
+                        f"it reads the log {tables.source_log!r}, but in the database it reads {row.log!r} "
+                        "(give it another name, or drop the old one)"
+                    )
+                ],
             )
     waiting = frozenset(str(settings.name) for settings in late)
     idle = {name for name, rows in known.items() if any(row.state != ACTIVE for row in rows)}
@@ -96,15 +110,16 @@ async def _made(
     if not missing and not waking:
         return known
     log = await _lock_log(session, tables)  # in a later statement: what others have made meanwhile
-    others = await session.execute(statements.log_has_subscriptions(tables), {"log": OUTBOX_LOG})
+    others = await session.execute(statements.log_has_subscriptions(tables), {"log": tables.source_log})
     free_choice = high == 0 or not others.scalar_one()
     bounds = _Bounds(log.pruned_to, await _settled_for_others(session, tables, settled, high), high)
+    epoch = (await session.execute(starting_statements.highest_epoch(tables))).scalar_one() if missing else 0
     for settings in missing:
         start = await _start_position(session, tables, settings, bounds)
         late = await _mark_late(session, tables, settings, start, bounds)
         begins = (free_choice or settings.start is not None) and not late
         state = ACTIVE if begins else IDLE
-        await _create(session, tables, settings, state=state, start=start, epoch=log.last_epoch)
+        await _create(session, tables, settings, state=state, start=start, epoch=epoch)
     for settings in waking:
         start = await _start_position(session, tables, settings, bounds)
         late = await _mark_late(session, tables, settings, start, bounds)
@@ -205,8 +220,8 @@ async def _known(
 
 async def _lock_log(session: AsyncSession, tables: MessageBusTables) -> Row[Any]:
     dialect = (await session.connection()).dialect.name
-    await session.execute(statements.insert_or_ignore(dialect, tables.log).values(log=OUTBOX_LOG))
-    row: Row[Any] = (await session.execute(statements.lock_log(tables), {"log": OUTBOX_LOG})).one()
+    await session.execute(statements.insert_or_ignore(dialect, tables.log).values(log=tables.source_log))
+    row: Row[Any] = (await session.execute(statements.lock_log(tables), {"log": tables.source_log})).one()
     return row
 
 
@@ -227,7 +242,7 @@ async def _create(
                 "name": settings.name,
                 "partition": partition,
                 "partitions": settings.partitions,
-                "log": OUTBOX_LOG,
+                "log": tables.source_log,
                 "state": state,
                 "position": start,
                 "epoch": epoch,

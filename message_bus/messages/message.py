@@ -12,7 +12,7 @@ import dataclasses
 import typing
 from abc import ABCMeta
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, Self, dataclass_transform
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Generic, Literal, Self, dataclass_transform
 
 from message_bus.errors import SettingsError, names_of
 from message_bus.messages.codec import codec_of
@@ -20,9 +20,16 @@ from message_bus.messages.finishing import Making, adopt, finish, initialise, re
 
 Kind = Literal["COMMAND", "EVENT", "QUERY"]
 
+STORED: Final = "_stored_as"
+"""The attribute in which a loaded event keeps the row it came from; with a `_`, so that it is never encoded."""
+
+_NOTHING: Final[dict[str, Any]] = {}
+
 
 if TYPE_CHECKING:
     from typing_extensions import TypeVar  # its default spares strict users a type argument
+
+    from message_bus.eventsourcing.stores.recorded import RecordedEvent
 
     R_co = TypeVar("R_co", covariant=True, default=Any)
 
@@ -65,6 +72,23 @@ class _EmptyPostInit:
 
 def _is_base(cls: type) -> bool:
     return cls.__dict__.get("__message_making__") is None
+
+
+class _Stored:
+    """Gives what is known of an event that a store has loaded. Not a data descriptor: a field of its name hides it."""
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._name = name
+
+    def __get__(self, instance: object, owner: type) -> Any:
+        stored = None if instance is None else getattr(instance, "__dict__", _NOTHING).get(STORED)
+        if stored is None:  # `dataclass` asks the class, too: is there a default?
+            raise AttributeError(
+                f"{owner.__name__!r} has no {self._name!r} (only events that a store has loaded have one, and not those "
+                "of classes with slots: see RecordedEvent)"
+            )
+        envelope = stored.envelope_of(instance)
+        return envelope if self._name == "envelope" else getattr(envelope, self._name)
 
 
 class Message(metaclass=_MessageType):
@@ -173,10 +197,27 @@ class Command(Message, metaclass=_MessageType):
 
 
 class Event(Message, metaclass=_MessageType):
-    """Something that has happened: any number of handlers."""
+    """Something that has happened: any number of handlers.
+
+    One that a store has loaded offers `.envelope` (a RecordedEvent), `.id` and `.timestamp`, unless it has a field of
+    that name or slots.
+    """
 
     __slots__ = ()
     __message_kind__: ClassVar[Kind] = "EVENT"
+
+    if (
+        TYPE_CHECKING
+    ):  # of `id` and `timestamp` type checkers are told nothing: many events have fields called so
+
+        @property
+        def envelope(self) -> RecordedEvent:
+            """Where, when and under which id the event was recorded. Raises: AttributeError if it was not loaded."""
+            ...
+    else:
+        envelope = _Stored()
+        id = _Stored()
+        timestamp = _Stored()
 
 
 class Query(Message, Generic[R_co], metaclass=_MessageType):

@@ -7,6 +7,7 @@ handlers, is the default. Each outbox handler is one subscription, named by its 
 from __future__ import annotations
 
 from abc import ABC
+from collections.abc import Sequence
 from inspect import isawaitable
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -27,6 +28,8 @@ class OutboxHandlerABC(ABC):  # noqa: B024  (abstract_here)
 
     subscription: Subscription | None = None
     default_mode: ClassVar[Literal["transactional", "concurrent"]] = "concurrent"
+    log: ClassVar[Literal["outbox", "events"]] = "outbox"
+    """Which log it reads: "outbox" or "events"."""
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
@@ -47,6 +50,10 @@ class OutboxHandlerABC(ABC):  # noqa: B024  (abstract_here)
     def attach(self, bus: Any) -> None:
         """Called by the bus that this handler is set on."""
 
+    def companions(self) -> Sequence[OutboxHandlerABC]:
+        """Return other handlers that this one needs: they are set with it, each as a subscription of its own."""
+        return ()
+
     def _before_handle(self, context: Any) -> Any:
         """Called before each row; if it raises, nothing else is called."""
 
@@ -62,6 +69,8 @@ class AsyncOutboxHandlerABC(ABC):  # noqa: B024  (abstract_here)
 
     subscription: Subscription | None = None
     default_mode: ClassVar[Literal["transactional", "concurrent"]] = "concurrent"
+    log: ClassVar[Literal["outbox", "events"]] = "outbox"
+    """Which log it reads: "outbox" or "events"."""
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
@@ -81,6 +90,10 @@ class AsyncOutboxHandlerABC(ABC):  # noqa: B024  (abstract_here)
 
     def attach(self, bus: Any) -> None:
         """Called by the bus that this handler is set on."""
+
+    def companions(self) -> Sequence[AsyncOutboxHandlerABC]:
+        """Return other handlers that this one needs: they are set with it, each as a subscription of its own."""
+        return ()
 
     async def _before_handle(self, context: Any) -> Any:
         """Called before each row; if it raises, nothing else is called."""

@@ -17,25 +17,20 @@ from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 
 from message_bus.bus.abc import LEASE
 from message_bus.delivery.hands_async import AsyncHands
-from message_bus.delivery.worker_async import AsyncWorker
 from message_bus.errors import SettingsError, WiringError
-from message_bus.relay.board import AsyncBoard
 from message_bus.relay.health import Health, health_of
-from message_bus.relay.listening import AsyncListener
-from message_bus.relay.stations_async import AsyncStation
-from message_bus.relay.watching_async import AsyncHousekeeper, AsyncWatcher
+from message_bus.relay.line_async import AsyncLine, wait_until_idle_async
 from message_bus.relay.wiring import (
     AnyRelay,
+    by_log,
     check_engine,
     check_settings,
     stopping_on_signals,
     subscriptions_of,
 )
-from message_bus.repositories import bells
 from message_bus.repositories.targets import DEFAULT_TABLES
 from message_bus.repositories.waiting import clause_for
 from message_bus.storage.tables import MessageBusTables
-from message_bus.storage.watermark_async import AsyncWatermark
 
 logger = logging.getLogger("message_bus.relay")
 
@@ -66,8 +61,6 @@ class AsyncRelay(AnyRelay):
     ) -> None:
         check_settings(
             "AsyncRelay",
-            projections=projections,
-            process_managers=process_managers,
             lease=lease,
             poll=poll,
             retention=retention,
@@ -91,47 +84,30 @@ class AsyncRelay(AnyRelay):
         engine = factory().sync_session.get_bind(clause=clause_for(tables.outbox))
         check_engine("AsyncRelay", engine)
         assert isinstance(engine, Engine)
+        self.bus = bus
+        self.projections = tuple(projections)
         self._drain_timeout = drain_timeout.total_seconds()
-        self._board = AsyncBoard()
         self._error: BaseException | None = None
         self._ended = asyncio.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._tasks: list[asyncio.Task[None]] = []
-        self._listening: asyncio.Task[None] | None = None  # has nothing in hand: not waited for
-        watermark = AsyncWatermark(tables)
+        self._listening: list[asyncio.Task[None]] = []  # they have nothing in hand: not waited for
         hands = AsyncHands()
-        handlers = subscriptions_of("AsyncRelay", bus)
-        wanted = [settings for _, settings in handlers]
-        self._watcher = AsyncWatcher(
-            AsyncEngine(engine), tables, [str(settings.name) for settings in wanted], self._board, poll=poll
-        )
-        self._listener = (
-            AsyncListener(AsyncEngine(engine), tables, self._board)
-            if listen and engine.dialect.name == "postgresql"
-            else None
-        )
-        self._housekeeper = AsyncHousekeeper(
-            factory, tables, wanted, watermark, self._board, retention=retention
-        )
-        self._stations = [
-            AsyncStation(
-                AsyncWorker(
-                    bus,
-                    handler,
-                    settings,
-                    partition,
-                    tables=tables,
-                    watermark=watermark,
-                    lease=lease,
-                    stop=self._board.stop,
-                    hands=hands,
-                ),
+        handlers = subscriptions_of("AsyncRelay", bus, [*projections, *process_managers])
+        self._lines = [
+            AsyncLine(
+                bus,
+                of_log,
+                AsyncEngine(engine),
                 factory,
-                tables,
-                self._board,
+                tables.of_log(log),
+                hands=hands,
+                lease=lease,
+                poll=poll,
+                listen=listen,
+                retention=retention,
             )
-            for handler, settings in handlers
-            for partition in range(settings.partitions)
+            for log, of_log in by_log(handlers).items()
         ]
 
     async def run(self) -> None:
@@ -157,7 +133,8 @@ class AsyncRelay(AnyRelay):
 
     def stop(self) -> None:
         """Ask it to finish what is in hand and end; returns at once. Any thread may call it, also twice."""
-        self._board.ask_to_stop()
+        for line in self._lines:
+            line.board.ask_to_stop()
         loop = self._loop
         if loop is not None and not loop.is_closed():
             loop.call_soon_threadsafe(self._ended.set)
@@ -180,8 +157,7 @@ class AsyncRelay(AnyRelay):
 
         Raises: TimeoutError; what has stopped the relay.
         """
-        ring = self._board.ring()
-        idle = await self._board.wait(lambda: all(each.is_quiet(ring) for each in self._stations), timeout)
+        idle = await wait_until_idle_async(self._lines, timeout)
         if self._error is not None:
             raise self._error
         if not idle:
@@ -190,7 +166,7 @@ class AsyncRelay(AnyRelay):
     def health(self) -> Health:
         """Say how it is; reads nothing from the database."""
         live = bool(self._tasks) and not any(task.done() for task in self._tasks)
-        return health_of(self._board, self._stations, live=live, error=self._error)
+        return health_of(self._lines, live=live, error=self._error)
 
     # --- tasks ----------------------------------------------------------------------------------------------------
 
@@ -198,19 +174,18 @@ class AsyncRelay(AnyRelay):
         if self._tasks:
             raise WiringError("a relay is started once (make another one)")
         self._loop = asyncio.get_running_loop()
-        bells.hang(self._board.ring)
-        parts: list[tuple[str, Callable[[], Awaitable[None]]]] = [
-            ("watcher", self._watcher.watch),
-            ("housekeeper", self._housekeeper.keep),
-            *((str(station), station.serve) for station in self._stations),
-        ]
+        for line in self._lines:
+            line.hear()
         self._tasks = [
-            asyncio.create_task(self._guarded(part), name=f"message_bus relay {name}") for name, part in parts
+            asyncio.create_task(self._guarded(part), name=f"message_bus relay {name}")
+            for line in self._lines
+            for name, part in line.parts
         ]
-        if self._listener is not None:
-            self._listening = asyncio.create_task(
-                self._guarded(self._listener.listen), name="message_bus relay listener"
-            )
+        self._listening = [
+            asyncio.create_task(self._guarded(line.listener.listen), name="message_bus relay listener")
+            for line in self._lines
+            if line.listener is not None
+        ]
 
     async def _guarded(self, part: Callable[[], Awaitable[None]]) -> None:
         try:
@@ -225,7 +200,8 @@ class AsyncRelay(AnyRelay):
 
     async def _drain(self) -> bool:
         """Wait for the tasks; False if one is still at it after `drain_timeout`."""
-        bells.take_down(self._board.ring)
+        for line in self._lines:
+            line.hear_no_more()
         _, left = await asyncio.wait(self._tasks, timeout=self._drain_timeout)
         if left:
             logger.error(
@@ -236,8 +212,9 @@ class AsyncRelay(AnyRelay):
         return not left
 
     async def _cancel(self) -> None:
-        bells.take_down(self._board.ring)
-        tasks = [*self._tasks, *([] if self._listening is None else [self._listening])]
+        for line in self._lines:
+            line.hear_no_more()
+        tasks = [*self._tasks, *self._listening]
         while left := [task for task in tasks if not task.done()]:
             for (
                 task

@@ -47,6 +47,10 @@ class _AnyBoard:
                 type(error).__name__,
                 str(error).partition("\n")[0],
             )
+            self.stir()  # the watcher may be in a long pause, and everybody waits for it
+
+    def stir(self) -> None:
+        raise NotImplementedError
 
     def back(self) -> None:
         """Say that it is in reach again."""

@@ -57,7 +57,7 @@ class Listener:
 
     def __init__(self, engine: Engine, tables: MessageBusTables, board: Board) -> None:
         self._engine = engine.execution_options(isolation_level="AUTOCOMMIT")
-        self._tables = tables
+        self._table = tables.log_table(tables.source_log)
         self._board = board
         self._backoff = Backoff()
         self._stopper: socket.socket | None = None
@@ -91,11 +91,11 @@ class Listener:
 
     def _listen(self, connection: Connection, stopped: socket.socket) -> None:
         board = self._board
-        outbox = {"outbox": quoted_name(connection, self._tables.outbox)}
-        name = connection.execute(channel_name(), outbox).scalar_one()
+        table = {"log_table": quoted_name(connection, self._table)}
+        name = connection.execute(channel_name(), table).scalar_one()
         connection.exec_driver_sql(f'LISTEN "{name}"')
         with self._engine.connect() as other:
-            other.execute(notify(), outbox)
+            other.execute(notify(), table)
         driver: Any = connection.connection.driver_connection
         silence = _Silence()
         with selectors.DefaultSelector() as selector:
@@ -118,7 +118,7 @@ class AsyncListener:
 
     def __init__(self, engine: AsyncEngine, tables: MessageBusTables, board: AsyncBoard) -> None:
         self._engine = engine.execution_options(isolation_level="AUTOCOMMIT")
-        self._tables = tables
+        self._table = tables.log_table(tables.source_log)
         self._board = board
         self._backoff = Backoff()
 
@@ -140,8 +140,8 @@ class AsyncListener:
 
     async def _listen(self, connection: AsyncConnection) -> None:
         board = self._board
-        outbox = {"outbox": await connection.run_sync(quoted_name, self._tables.outbox)}
-        name = (await connection.execute(channel_name(), outbox)).scalar_one()
+        table = {"log_table": await connection.run_sync(quoted_name, self._table)}
+        name = (await connection.execute(channel_name(), table)).scalar_one()
         driver: Any = (await connection.get_raw_connection()).driver_connection
         if connection.dialect.driver == "asyncpg":
             hear = await self._called_back(driver, name)
@@ -149,7 +149,7 @@ class AsyncListener:
             await connection.exec_driver_sql(f'LISTEN "{name}"')
             hear = partial(_waiting, driver)
         async with self._engine.connect() as other:
-            await other.execute(notify(), outbox)
+            await other.execute(notify(), table)
         silence = _Silence()
         while not board.stop.asked:
             if await hear(silence.patience):

@@ -20,26 +20,21 @@ from sqlalchemy.orm import Session, sessionmaker
 
 from message_bus.bus.abc import LEASE
 from message_bus.delivery.hands import Hands
-from message_bus.delivery.worker import Worker
 from message_bus.errors import SettingsError, WiringError
-from message_bus.relay.board import Board
 from message_bus.relay.health import Health, health_of
-from message_bus.relay.listening import Listener
-from message_bus.relay.stations import Station
-from message_bus.relay.watching import Housekeeper, Watcher
+from message_bus.relay.line import Line, wait_until_idle
 from message_bus.relay.wiring import (
     AnyRelay,
+    by_log,
     check_engine,
     check_settings,
     end_now,
     stopping_on_signals,
     subscriptions_of,
 )
-from message_bus.repositories import bells
 from message_bus.repositories.targets import DEFAULT_TABLES
 from message_bus.repositories.waiting import clause_for
 from message_bus.storage.tables import MessageBusTables
-from message_bus.storage.watermark import Watermark
 
 logger = logging.getLogger("message_bus.relay")
 
@@ -49,7 +44,8 @@ _HEARING: Final = 0.2  # seconds after which a signal is heard at the latest
 class Relay(AnyRelay):
     """Delivers until it is stopped: `relay.run()` in a process of its own, `with relay:` beside an application.
 
-    `sessions`: a sessionmaker or an Engine; handlers get sessions of it. `lease`: how long a worker may be silent (killed,
+    `sessions`: a sessionmaker or an Engine; handlers get sessions of it. `projections`, `process_managers`: run beside the
+    bus's own outbox handlers, each as a subscription of its log. `lease`: how long a worker may be silent (killed,
     frozen) before another one takes its place. `poll`: the longest pause between two looks at a quiet database; they begin
     with 20 ms. `listen`: be woken by whoever commits a message (PostgreSQL; not behind a pooler in transaction mode).
     `retention`: how long delivered messages are kept; None is for ever. `drain_timeout`: how long a stop waits for what is
@@ -77,8 +73,6 @@ class Relay(AnyRelay):
     ) -> None:
         check_settings(
             "Relay",
-            projections=projections,
-            process_managers=process_managers,
             lease=lease,
             poll=poll,
             retention=retention,
@@ -96,41 +90,28 @@ class Relay(AnyRelay):
             engine = session.get_bind(clause=clause_for(tables.outbox))
         check_engine("Relay", engine)
         assert isinstance(engine, Engine)
+        self.bus = bus
+        self.projections = tuple(projections)
         self._drain_timeout = drain_timeout.total_seconds()
-        self._board = Board()
         self._error: BaseException | None = None
         self._ended = threading.Event()
         self._threads: list[threading.Thread] = []
-        watermark = Watermark(tables)
         hands = Hands()
-        handlers = subscriptions_of("Relay", bus)
-        wanted = [settings for _, settings in handlers]
-        self._watcher = Watcher(
-            engine, tables, [str(settings.name) for settings in wanted], self._board, poll=poll
-        )
-        self._listener = (
-            Listener(engine, tables, self._board) if listen and engine.dialect.name == "postgresql" else None
-        )
-        self._housekeeper = Housekeeper(factory, tables, wanted, watermark, self._board, retention=retention)
-        self._stations = [
-            Station(
-                Worker(
-                    bus,
-                    handler,
-                    settings,
-                    partition,
-                    tables=tables,
-                    watermark=watermark,
-                    lease=lease,
-                    stop=self._board.stop,
-                    hands=hands,
-                ),
+        handlers = subscriptions_of("Relay", bus, [*projections, *process_managers])
+        self._lines = [
+            Line(
+                bus,
+                of_log,
+                engine,
                 factory,
-                tables,
-                self._board,
+                tables.of_log(log),
+                hands=hands,
+                lease=lease,
+                poll=poll,
+                listen=listen,
+                retention=retention,
             )
-            for handler, settings in handlers
-            for partition in range(settings.partitions)
+            for log, of_log in by_log(handlers).items()
         ]
 
     def run(self) -> None:
@@ -153,9 +134,10 @@ class Relay(AnyRelay):
 
     def stop(self) -> None:
         """Ask it to finish what is in hand and end; returns at once. Any thread may call it, also twice."""
-        self._board.ask_to_stop()
-        if self._listener is not None:
-            self._listener.stop()
+        for line in self._lines:
+            line.board.ask_to_stop()
+            if line.listener is not None:
+                line.listener.stop()
         self._ended.set()
 
     def __enter__(self) -> Relay:
@@ -173,30 +155,28 @@ class Relay(AnyRelay):
 
         Raises: TimeoutError; what has stopped the relay.
         """
-        ring = self._board.ring()
-        with_work = self._board.wait(lambda: all(each.is_quiet(ring) for each in self._stations), timeout)
+        idle = wait_until_idle(self._lines, timeout)
         if self._error is not None:
             raise self._error
-        if not with_work:
+        if not idle:
             raise TimeoutError(f"the relay is not idle after {timeout} s: {self.health()}")
 
     def health(self) -> Health:
         """Say how it is; reads nothing from the database. Any thread may call it."""
         live = bool(self._threads) and all(thread.is_alive() for thread in self._threads)
-        return health_of(self._board, self._stations, live=live, error=self._error)
+        return health_of(self._lines, live=live, error=self._error)
 
     # --- threads --------------------------------------------------------------------------------------------------
 
     def _start(self) -> None:
         if self._threads:
             raise WiringError("a relay is started once (make another one)")
-        bells.hang(self._board.ring)
-        parts: list[tuple[str, Callable[[], None]]] = [
-            ("watcher", self._watcher.watch),
-            ("housekeeper", self._housekeeper.keep),
-            *((("listener", self._listener.listen),) if self._listener is not None else ()),
-            *((str(station), station.serve) for station in self._stations),
-        ]
+        parts: list[tuple[str, Callable[[], None]]] = []
+        for line in self._lines:
+            line.hear()
+            parts += line.parts
+            if line.listener is not None:
+                parts.append(("listener", line.listener.listen))
         for name, part in parts:
             context = contextvars.copy_context()
             self._threads.append(
@@ -221,7 +201,8 @@ class Relay(AnyRelay):
 
     def _drain(self) -> bool:
         """Wait for the threads; False if one is still at it after `drain_timeout`."""
-        bells.take_down(self._board.ring)
+        for line in self._lines:
+            line.hear_no_more()
         deadline = monotonic() + self._drain_timeout
         for thread in self._threads:
             thread.join(max(0.0, deadline - monotonic()))

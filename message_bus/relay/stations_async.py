@@ -39,6 +39,7 @@ STARTING, STANDBY, IDLE, WORKING, WAITING, UNAVAILABLE = (
     "unavailable",
 )
 
+LONGEST_TRUST = 10.0  # seconds: then a station tries for itself, whatever keeps the watcher from looking
 PROBING = 0.5  # seconds between two attempts to go on, while everything fails
 
 
@@ -133,7 +134,7 @@ class AsyncStation:
         board = self._board
         if board.down:
             self.state = UNAVAILABLE
-            await board.wait(lambda: not board.down)
+            await board.wait(lambda: not board.down, LONGEST_TRUST)
 
     def _stand_by(self) -> None:
         self.state = STANDBY if self._is_active() else IDLE

@@ -29,7 +29,7 @@ from message_bus.relay.board import Board
 from message_bus.relay.pace import Backoff, Pace
 from message_bus.repositories.waiting import clause_for
 from message_bus.storage.channel import ASLEEP, fall_asleep, wake_up
-from message_bus.storage.logs import quoted_name
+from message_bus.storage.logs import OUTBOX_LOG, quoted_name
 from message_bus.storage.outages import is_outage, is_read_only
 from message_bus.storage.preconditions import check_log, check_reader
 from message_bus.storage.signs import Signs, signs, signs_of
@@ -39,6 +39,7 @@ from message_bus.storage.watermark import Watermark
 logger = logging.getLogger("message_bus.relay")
 
 ROUND = 60.0  # seconds between two rounds of the housekeeper
+UNSEEN = 1.0  # where no subscription is looked at, nothing shows that a delayed message is due
 WAITING_FOR_WRITERS = 0.5  # the same, while a subscription cannot begin before they have ended
 
 
@@ -98,12 +99,12 @@ class Watcher:
 
     def _watch(self, connection: Connection) -> None:
         board = self._board
-        outbox = on_sync_connection(connection, quoted_name, self._tables.outbox)
+        log_table = self._tables.log_table(self._tables.source_log)
         dialect = connection.dialect.name
         statement = signs(dialect, self._tables)
         parameters: dict[str, Any] = {"names": self._names}
         if dialect == "postgresql":
-            parameters["outbox"] = outbox
+            parameters["log_table"] = on_sync_connection(connection, quoted_name, log_table)
         while not board.stop.asked:
             stirs, rings = board.stirs, board.rings
             seen = signs_of(connection.execute(statement, parameters).all())
@@ -212,7 +213,8 @@ class Housekeeper:
                 if not board.ready:
                     board.ready = True
                     board.stir()
-                self._wait(posts, self._next_round - monotonic())
+                pause = self._next_round - monotonic()
+                self._wait(posts, pause if self._wanted else min(pause, UNSEEN))
 
     def _wait(self, posts: int, seconds: float) -> None:
         """Wait so long, or until a delayed message is due by signs that are newer than number `posts`."""
@@ -226,7 +228,7 @@ class Housekeeper:
     def _work(self, session: Session, *, is_round: bool) -> None:
         if is_round:
             self._next_round = monotonic() + self._ensure(session)
-        if promote_due(session, self._tables):
+        if self._tables.source_log == OUTBOX_LOG and promote_due(session, self._tables):
             self._board.ring()
         if is_round and self._retention is not None:
             prune(session, self._tables, older_than=self._retention)

@@ -19,6 +19,7 @@ from sqlalchemy import Engine, NullPool, QueuePool
 from message_bus.delivery.subscription import Subscription
 from message_bus.errors import SettingsError
 from message_bus.relay.health import Health
+from message_bus.storage.logs import OUTBOX_LOG
 
 logger: Final = logging.getLogger("message_bus.relay")
 
@@ -40,8 +41,6 @@ class AnyRelay(ABC):
 def check_settings(
     name: str,
     *,
-    projections: Sequence[Any],
-    process_managers: Sequence[Any],
     lease: timedelta,
     poll: timedelta,
     retention: timedelta | None,
@@ -55,11 +54,6 @@ def check_settings(
     ]
     if retention is not None and retention < timedelta(0):
         problems.append("retention must not be negative (None: keep everything)")
-    problems += [
-        f"{what} come with event sourcing, which this version does not have yet (leave them out)"
-        for what, given in (("projections", projections), ("process_managers", process_managers))
-        if given
-    ]
     if problems:
         raise SettingsError(name, problems)
 
@@ -80,8 +74,8 @@ def check_engine(name: str, engine: Any) -> None:
         )
 
 
-def subscriptions_of(name: str, bus: Any) -> list[tuple[Any, Subscription]]:
-    """The outbox handlers of a bus, each with its settings under its final name."""
+def subscriptions_of(name: str, bus: Any, others: Sequence[Any]) -> list[tuple[Any, Subscription]]:
+    """The outbox handlers of a bus, and others that the relay was given, each with its settings under its final name."""
     handlers: Sequence[Any] | None = getattr(bus, "outbox_handlers", None)
     if handlers is None:
         raise SettingsError(
@@ -89,8 +83,18 @@ def subscriptions_of(name: str, bus: Any) -> list[tuple[Any, Subscription]]:
         )
     return [
         (handler, (handler.subscription or Subscription()).named(type(handler).__name__))
-        for handler in handlers
+        for handler in (*handlers, *bus.attach_outbox_handlers(others, beside=handlers))
     ]
+
+
+def by_log(
+    handlers: Sequence[tuple[Any, Subscription]],
+) -> dict[str, list[tuple[Any, Subscription]]]:
+    """The same by the log that they read; the outbox comes first, and is there in any case."""
+    found: dict[str, list[tuple[Any, Subscription]]] = {OUTBOX_LOG: []}
+    for handler, settings in handlers:
+        found.setdefault(handler.log, []).append((handler, settings))
+    return found
 
 
 def end_now(code: int) -> NoReturn:

@@ -2,6 +2,9 @@
 
 Whoever changes delivery rows first locks the checkpoint rows, and reads what it changes in a later statement (S3). A
 letter can outlive its message (somebody deleted the row) and its subscription (dropped): both are outer joins.
+
+A letter's position is one of its subscription's log: builders find those of the log that their tables are made for
+(`tables.of_log`). One whose subscription is gone is taken to be of the outbox.
 """
 
 from __future__ import annotations
@@ -23,6 +26,7 @@ from sqlalchemy import (
     cast,
     delete,
     func,
+    literal,
     not_,
     or_,
     select,
@@ -32,7 +36,7 @@ from sqlalchemy import (
 from message_bus.storage.statements import DECISION
 from message_bus.storage.tables import DEAD, RETRYING, MessageBusTables
 from message_bus.storage.types import utc_after, utc_now
-from message_bus.storage.views import partition_of
+from message_bus.storage.views import is_about, partition_of
 
 
 class Selected(Protocol):
@@ -66,8 +70,8 @@ class Selected(Protocol):
 def _chosen(
     tables: MessageBusTables, selected: Selected, states: Collection[str] = (DEAD,)
 ) -> list[ColumnElement[bool]]:
-    d, o = tables.delivery, tables.outbox
-    conditions: list[ColumnElement[bool]] = [d.c.state.in_(states)]
+    d, o = tables.delivery, tables.source
+    conditions = [d.c.state.in_(states), is_about(tables.source_log, d, tables.subscription)]
     if selected.subscription is not None:
         conditions.append(d.c.subscription == selected.subscription)
     if selected.ids is not None:
@@ -93,10 +97,11 @@ def letters(
     limit: int | None = None,
 ) -> Select[*tuple[Any, ...]]:
     """The first `limit` dead letters behind `after` (position, subscription), in position order; or others, by `states`."""
-    d, o = tables.delivery, tables.outbox
+    d, o = tables.delivery, tables.source
     columns: list[ColumnElement[Any]] = [
         d.c.subscription,
         d.c.position,
+        literal(tables.source_log, Text).label("log"),
         o.c.id,
         o.c.type,
         o.c.message,
@@ -134,14 +139,14 @@ def count_letters(
     tables: MessageBusTables, selected: Selected, states: Collection[str] = (DEAD,)
 ) -> Select[*tuple[Any, ...]]:
     """How many dead letters (or messages in other `states`) are meant."""
-    d, o = tables.delivery, tables.outbox
+    d, o = tables.delivery, tables.source
     joined = select(func.count()).select_from(d).outerjoin(o, o.c.position == d.c.position)
     return joined.where(*_chosen(tables, selected, states))
 
 
 def subscriptions_of_letters(tables: MessageBusTables, selected: Selected) -> Select[*tuple[Any, ...]]:
     """The names of the subscriptions that have such dead letters."""
-    d, o = tables.delivery, tables.outbox
+    d, o = tables.delivery, tables.source
     joined = select(d.c.subscription).distinct().select_from(d).outerjoin(o, o.c.position == d.c.position)
     return joined.where(*_chosen(tables, selected)).order_by(d.c.subscription)
 
@@ -170,7 +175,7 @@ def letters_to_decide(
 
     `triable`: only those whose message and subscription are still there, or only the others.
     """
-    d, o, s = tables.delivery, tables.outbox, tables.subscription
+    d, o, s = tables.delivery, tables.source, tables.subscription
     conditions = [*_chosen(tables, selected), d.c.subscription.in_(names)]
     if triable is not None:
         is_triable = and_(o.c.position.is_not(None), s.c.name.is_not(None))

@@ -15,7 +15,7 @@ from typing import Final
 from sqlalchemy import Text, bindparam, text
 from sqlalchemy.engine import Connection
 
-from message_bus.storage.logs import OUTBOX_LOG, quoted_name
+from message_bus.storage.logs import quoted_name
 from message_bus.storage.tables import MessageBusTables
 
 # A prepared transaction is nobody's session: the xid that its virtual transaction has locked leads to its name.
@@ -67,11 +67,11 @@ class Holder:
         )
 
 
-def holders(connection: Connection, tables: MessageBusTables, log: str = OUTBOX_LOG) -> list[Holder]:
+def holders(connection: Connection, tables: MessageBusTables) -> list[Holder]:
     """Who else holds the log's watermark right now, the oldest first; empty on SQLite, where nobody can."""
     if connection.dialect.name != "postgresql":
         return []
-    name = quoted_name(connection, tables.log_table(log))
+    name = quoted_name(connection, tables.log_table(tables.source_log))
     return [
         Holder(
             transaction=row.transaction,

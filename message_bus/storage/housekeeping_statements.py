@@ -23,6 +23,7 @@ from sqlalchemy import (
     update,
 )
 
+from message_bus.storage.logs import OUTBOX_LOG
 from message_bus.storage.statements import insert_or_ignore
 from message_bus.storage.tables import MessageBusTables
 from message_bus.storage.types import utc_after, utc_now
@@ -74,12 +75,13 @@ def oldest_rows(tables: MessageBusTables) -> Select[*tuple[Any, ...]]:
     `kept` is a row that is retrying, held or dead somewhere (G9). A window, not a filter: a log full of young rows
     is looked at once, not scanned to its end.
     """
-    t, d = tables.outbox, tables.delivery
+    t, d, s = tables.outbox, tables.delivery, tables.subscription
+    of_another_log = exists().where(s.c.name == d.c.subscription, s.c.log != OUTBOX_LOG)
     return (
         select(
             t.c.position,
             (t.c.created_at < utc_after(bindparam("age", type_=Float()))).label("old"),
-            exists().where(d.c.position == t.c.position).label("kept"),
+            exists().where(d.c.position == t.c.position, ~of_another_log).label("kept"),
         )
         .where(t.c.position > bindparam("after"), t.c.position <= bindparam("passed"))
         .order_by(t.c.position)

@@ -10,6 +10,9 @@ from sqlalchemy.engine import Connection
 OUTBOX_LOG: Final = "outbox"
 """The name of the outbox among the logs."""
 
+EVENT_LOG: Final = "events"
+"""The name of the event log among the logs."""
+
 POSITION: Final = "position"
 """The column that orders every log."""
 

@@ -14,7 +14,7 @@ from sqlalchemy.sql.expression import literal
 
 from message_bus.storage.logs import OUTBOX_LOG
 from message_bus.storage.tables import IDLE, MessageBusTables
-from message_bus.storage.views import partition_of
+from message_bus.storage.views import is_about, partition_of
 
 _COLUMNS = ("id", "type", "message", "version", "key", "payload", "meta", "headers", "created_at")
 
@@ -44,7 +44,8 @@ def unprocessed_rows(tables: MessageBusTables, limit: int | None) -> Select[Any]
         .where(subscription.c.log == OUTBOX_LOG, subscription.c.state != IDLE)
         .scalar_subquery()
     )
-    oldest = select(func.min(delivery.c.position)).scalar_subquery()
+    recorded = select(delivery.c.position).where(is_about(OUTBOX_LOG, delivery, subscription))
+    oldest = recorded.order_by(delivery.c.position).limit(1).scalar_subquery()
     start = case((oldest <= checkpoint, oldest - 1), else_=checkpoint)
     return (
         _rows(tables)

@@ -14,7 +14,7 @@ from sqlalchemy.engine import Connection
 
 from message_bus.errors import SchemaError, UnsupportedDatabase
 from message_bus.storage.insert_dialects import database_of
-from message_bus.storage.logs import OUTBOX_LOG, POSITION, quoted_name, schema_of
+from message_bus.storage.logs import POSITION, quoted_name, schema_of
 from message_bus.storage.requirements import LogFacts, faults_of, faults_of_reader, unsupported_server
 from message_bus.storage.tables import MessageBusTables
 
@@ -56,19 +56,19 @@ WHERE class.oid = to_regclass(:name)
 """).bindparams(bindparam("name", type_=Text), bindparam("position", type_=Text))
 
 
-def check_log(connection: Connection, tables: MessageBusTables, log: str = OUTBOX_LOG) -> None:
+def check_log(connection: Connection, tables: MessageBusTables) -> None:
     """Refuse a log that cannot be read safely, or a server or a role that it cannot be read with (W7).
 
     Run it with the role that reads the log: privileges and row security are those of the connection.
 
     Raises: UnsupportedDatabase, with every fault and its remedy; SchemaError if there is no such table.
     """
-    _refuse(f"log {log!r} cannot be read safely", faults_of_log(connection, tables, log))
+    _refuse(f"log {tables.source_log!r} cannot be read safely", faults_of_log(connection, tables))
 
 
-def faults_of_log(connection: Connection, tables: MessageBusTables, log: str = OUTBOX_LOG) -> list[str]:
+def faults_of_log(connection: Connection, tables: MessageBusTables) -> list[str]:
     """Everything that `check_log` refuses, each with its remedy. Raises: SchemaError if there is no such table."""
-    table = tables.log_table(log)
+    table = tables.log_table(tables.source_log)
     match connection.dialect.name:
         case "postgresql":
             return _faults_on_postgresql(connection, quoted_name(connection, table))

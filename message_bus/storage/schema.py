@@ -32,6 +32,7 @@ from sqlalchemy.schema import ColumnCollectionConstraint, DefaultClause
 from sqlalchemy.types import TypeEngine
 
 from message_bus.errors import SchemaError, UnsupportedDatabase
+from message_bus.storage.event_guard import missing_triggers
 from message_bus.storage.logs import schema_of
 from message_bus.storage.tables import MessageBusTables
 from message_bus.storage.views import VIEW, VIEW_COLUMNS
@@ -78,7 +79,10 @@ def differences(connection: Connection, tables: MessageBusTables) -> list[str]:
                 f"table {_spell(schema, table.name)}: {each}"
                 for each in _of_table(table, have, connection.dialect)
             ]
-    return [*found, *_of_view(connection, tables, schema)]
+    found += _of_view(connection, tables, schema)
+    if tables.event.name in reflected:
+        found += _of_guard(connection, tables, schema)
+    return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,6 +226,12 @@ def _of_view(connection: Connection, tables: MessageBusTables, schema: str | Non
     if columns != VIEW_COLUMNS:
         found, wanted = ", ".join(columns), ", ".join(VIEW_COLUMNS)
         yield f"view {_spell(schema, name)} has the columns ({found}), not ({wanted}) ({remedy})"
+
+
+def _of_guard(connection: Connection, tables: MessageBusTables, schema: str | None) -> Iterator[str]:
+    remedy = "message_bus.storage.event_guard.create_guard(op.get_bind(), tables) in a migration makes it"
+    for name in missing_triggers(connection, tables):
+        yield f"table {_spell(schema, tables.event.name)}: trigger {name} is missing ({remedy})"
 
 
 _AUTOINCREMENT: Final = re.compile(r"\bAUTOINCREMENT\b", re.IGNORECASE)

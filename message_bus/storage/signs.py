@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Select, Text, bindparam, cast, func, or_, select
+from sqlalchemy import ColumnElement, Select, Text, bindparam, cast, func, null, or_, select
 from sqlalchemy.dialects import postgresql
 
 from message_bus.storage.logs import OUTBOX_LOG, POSITION
@@ -45,11 +45,14 @@ class Signs:
 
 
 def signs(dialect_name: str, tables: MessageBusTables) -> Select[*tuple[Any, ...]]:
-    """One row for each partition of :names; on PostgreSQL :outbox is the quoted name of the outbox."""
-    s, d, o = tables.subscription, tables.delivery, tables.outbox
+    """One row for each partition of :names; on PostgreSQL :log_table is the quoted name of the log's table.
+
+    Delayed messages are a sign of the outbox's only.
+    """
+    s, d, o = tables.subscription, tables.delivery, tables.source
     high: Any
     if dialect_name == "postgresql":
-        sequence = func.pg_get_serial_sequence(bindparam("outbox", type_=Text()), POSITION)
+        sequence = func.pg_get_serial_sequence(bindparam("log_table", type_=Text()), POSITION)
         high = func.pg_sequence_last_value(cast(sequence, postgresql.REGCLASS))
     else:
         high = select(func.max(o.c.position)).scalar_subquery()
@@ -62,6 +65,12 @@ def signs(dialect_name: str, tables: MessageBusTables) -> Select[*tuple[Any, ...
         )
         .scalar_subquery()
     )
+    due_at = tables.schedule.c.due_at
+    scheduled: ColumnElement[Any] = (
+        select(func.min(due_at)).scalar_subquery()
+        if tables.source_log == OUTBOX_LOG
+        else cast(null(), due_at.type)
+    )
     return select(
         s.c.name,
         s.c.partition,
@@ -73,9 +82,9 @@ def signs(dialect_name: str, tables: MessageBusTables) -> Select[*tuple[Any, ...
         due.label("due"),
         utc_now().label("now"),
         func.coalesce(high, 0).label("high"),
-        select(func.min(tables.schedule.c.due_at)).scalar_subquery().label("scheduled"),
+        scheduled.label("scheduled"),
         select(tables.log.c.asleep_until)
-        .where(tables.log.c.log == OUTBOX_LOG)
+        .where(tables.log.c.log == tables.source_log)
         .scalar_subquery()
         .label("asleep_until"),
     ).where(s.c.name.in_(bindparam("names", expanding=True)))

@@ -30,7 +30,7 @@ from message_bus.storage.tables import ACTIVE, HELD, IDLE, MessageBusTables
 
 def position_before_time(tables: MessageBusTables) -> Select[*tuple[Any, ...]]:
     """The last position before the first row created at or after :time, at most :settled."""
-    t = tables.outbox
+    t = tables.source
     first = select(func.min(t.c.position)).where(
         t.c.created_at >= bindparam("time", type_=t.c.created_at.type)
     )
@@ -42,7 +42,7 @@ def mark_late(tables: MessageBusTables) -> Insert:
 
     Some are gaps that rollbacks have left, at some a row appears when its writer commits: `complete_late` tells.
     """
-    d, o = tables.delivery, tables.outbox
+    d, o = tables.delivery, tables.source
     drawn = (
         func.generate_series(
             bindparam("known", type_=d.c.position.type) + 1, bindparam("to", type_=d.c.position.type)
@@ -66,7 +66,7 @@ def has_late(tables: MessageBusTables) -> Select[*tuple[Any, ...]]:
 
 def complete_late(tables: MessageBusTables) -> Update:
     """Give those of `mark_late` whose message has appeared their keys."""
-    d, o = tables.delivery, tables.outbox
+    d, o = tables.delivery, tables.source
     return (
         update(d)
         .where(d.c.subscription == bindparam("of_subscription"), d.c.position == o.c.position)
@@ -76,7 +76,7 @@ def complete_late(tables: MessageBusTables) -> Update:
 
 def forget_gaps(tables: MessageBusTables) -> Delete:
     """Remove those of `mark_late` at whose positions nothing will appear any more."""
-    d, o = tables.delivery, tables.outbox
+    d, o = tables.delivery, tables.source
     return delete(d).where(
         d.c.subscription == bindparam("of_subscription"),
         d.c.state == HELD,
@@ -102,3 +102,8 @@ def start_idle(tables: MessageBusTables) -> Update:
         .where(t.c.name == bindparam("subscription"), t.c.state == IDLE)
         .values(state=bindparam("becomes"), position=bindparam("start"), revision=t.c.revision + DECISION)
     )
+
+
+def highest_epoch(tables: MessageBusTables) -> Select[*tuple[Any, ...]]:
+    """The highest epoch that a subscription of any log had when it was dropped: a name may move to another log (S2)."""
+    return select(func.coalesce(func.max(tables.log.c.last_epoch), 0))

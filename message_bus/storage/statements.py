@@ -1,6 +1,7 @@
 """One builder per operation of the delivery engine: SQL as values, the same on PostgreSQL and SQLite.
 
-Builders take the tables and return a statement with named parameters; they run nothing and decide nothing.
+Builders take the tables and return a statement with named parameters; they run nothing and decide nothing. Messages come
+from `tables.source`, that of the log which `tables` were made for (`tables.of_log`).
 All instants are the database's clock (S2). A statement that changes a subscription names the state it expects
 (owner, epoch, position, revision): no row means that the lease is gone (S1, G6).
 """
@@ -52,7 +53,7 @@ def insert_or_ignore(dialect_name: str, table: Any) -> postgresql.Insert | sqlit
 def partitions_of(tables: MessageBusTables) -> Select[*tuple[Any, ...]]:
     """The partitions of the subscriptions :names with their state."""
     t = tables.subscription
-    columns = (t.c.name, t.c.partition, t.c.partitions, t.c.state, t.c.position)
+    columns = (t.c.name, t.c.partition, t.c.partitions, t.c.log, t.c.state, t.c.position)
     return (
         select(*columns)
         .where(t.c.name.in_(bindparam("names", expanding=True)))
@@ -111,6 +112,7 @@ def claimable(tables: MessageBusTables, *, guarded: bool = False) -> Select[*tup
             t.c.name == bindparam("name"),
             t.c.partition == bindparam("partition"),
             t.c.partitions == bindparam("partitions"),
+            t.c.log == tables.source_log,
             t.c.state == ACTIVE,
             or_(t.c.owner.is_(None), t.c.lease_until < utc_now()),
         )
@@ -262,7 +264,7 @@ def _row_columns(
     tables: MessageBusTables, *, whole: ColumnElement[bool] | None = None, light: bool = False
 ) -> list[ColumnElement[Any]]:
     """The columns of a message; without what users have put into it if `light`, or where it is not to be `whole`."""
-    t = tables.outbox
+    t = tables.source
     plain = ("position", "id", "type", "message", "version", "key")
 
     def text_of(name: str) -> ColumnElement[Any]:
@@ -287,7 +289,7 @@ def now() -> Select[*tuple[Any, ...]]:
 
 def row_at(tables: MessageBusTables) -> Select[*tuple[Any, ...]]:
     """The whole message at :position."""
-    t = tables.outbox
+    t = tables.source
     return select(*_row_columns(tables)).where(t.c.position == bindparam("position"))
 
 
@@ -300,7 +302,7 @@ def new_rows(
     light: bool = False,
 ) -> Select[*tuple[Any, ...]]:
     """The next :limit rows after :after, up to :settled, in position order; `light`: without their payload (S6)."""
-    t = tables.outbox
+    t = tables.source
     statement = select(*_row_columns(tables, light=light)).where(
         t.c.position > bindparam("after", type_=t.c.position.type),
         t.c.position <= bindparam("settled", type_=t.c.position.type),
@@ -339,7 +341,7 @@ def due_rows(
     at a time would read all that is held anew for each message that is released.) `light`: without their payload; one that
     has killed a worker always comes without (S6).
     """
-    d, o = tables.delivery, tables.outbox
+    d, o = tables.delivery, tables.source
     now = bindparam("now", type_=d.c.next_attempt_at.type)
     mine = d.c.subscription == bindparam("subscription")
     stuck = (
@@ -392,7 +394,7 @@ def leftovers(
 
     Also what is to be tried but is none of `names`, the types that the subscription reads.
     """
-    d, o = tables.delivery, tables.outbox
+    d, o = tables.delivery, tables.source
     unwanted = [] if names is None else [and_(d.c.state.in_((RETRYING, HELD)), o.c.message.not_in(names))]
     return (
         select(d.c.position, d.c.key, d.c.state, d.c.attempts, d.c.crashes, o.c.message)
@@ -423,5 +425,5 @@ def failed_counts(tables: MessageBusTables) -> Select[*tuple[Any, ...]]:
 
 def count_after(tables: MessageBusTables) -> Select[*tuple[Any, ...]]:
     """How many rows are visible after :settled."""
-    t = tables.outbox
+    t = tables.source
     return select(func.count()).select_from(t).where(t.c.position > bindparam("settled"))

@@ -1,15 +1,18 @@
-"""One builder per question of status, doctor, why and prune: SQL as values. They read only."""
+"""One builder per question of status, doctor, why and prune: SQL as values. They read only.
+
+Builders are about the log that their tables are made for (`tables.of_log`), unless they say which.
+"""
 
 from __future__ import annotations
 
 from typing import Any, Final
 
-from sqlalchemy import Float, Select, Text, bindparam, exists, func, literal, select, text
+from sqlalchemy import Float, Select, Text, bindparam, exists, func, select, text
 
 from message_bus.storage.logs import OUTBOX_LOG
 from message_bus.storage.tables import DEAD, MessageBusTables
 from message_bus.storage.types import utc_after, utc_now
-from message_bus.storage.views import partition_of
+from message_bus.storage.views import is_about, partition_of
 
 
 def outbox_size(tables: MessageBusTables) -> Select[*tuple[Any, ...]]:
@@ -21,20 +24,28 @@ def outbox_size(tables: MessageBusTables) -> Select[*tuple[Any, ...]]:
     )
 
 
+def event_times(tables: MessageBusTables) -> Select[*tuple[Any, ...]]:
+    """When the oldest event was recorded, and the newest."""
+    t = tables.event
+    oldest = select(t.c.recorded_at).order_by(t.c.position).limit(1).scalar_subquery()
+    newest = select(t.c.recorded_at).order_by(t.c.position.desc()).limit(1).scalar_subquery()
+    return select(oldest.label("oldest_at"), newest.label("newest_at"))
+
+
 def dead_by_type(tables: MessageBusTables) -> Select[*tuple[Any, ...]]:
     """How many dead letters each subscription has, by the name of their type (null: the message is gone)."""
-    d, o = tables.delivery, tables.outbox
+    d, o = tables.delivery, tables.source
     return (
         select(d.c.subscription, o.c.message, func.count().label("count"))
         .select_from(d.outerjoin(o, o.c.position == d.c.position))
-        .where(d.c.state == DEAD)
+        .where(d.c.state == DEAD, is_about(tables.source_log, d, tables.subscription))
         .group_by(d.c.subscription, o.c.message)
         .order_by(d.c.subscription, func.count().desc(), o.c.message)
     )
 
 
 def count_prunable(tables: MessageBusTables) -> Select[*tuple[Any, ...]]:
-    """How many rows every subscription has passed, that are older than :age seconds and recorded nowhere (G9)."""
+    """How many rows of the outbox every subscription has passed, that are older than :age seconds and recorded nowhere (G9)."""
     t, d, s = tables.outbox, tables.delivery, tables.subscription
     passed = select(func.min(s.c.position)).where(s.c.log == OUTBOX_LOG).scalar_subquery()
     return (
@@ -43,7 +54,7 @@ def count_prunable(tables: MessageBusTables) -> Select[*tuple[Any, ...]]:
         .where(
             t.c.position <= passed,
             t.c.created_at < utc_after(bindparam("age", type_=Float())),
-            ~exists().where(d.c.position == t.c.position),
+            ~exists().where(d.c.position == t.c.position, is_about(OUTBOX_LOG, d, s)),
         )
     )
 
@@ -54,6 +65,13 @@ def message_at(tables: MessageBusTables) -> Select[*tuple[Any, ...]]:
     return select(t.c.position, t.c.id, t.c.type, t.c.message, t.c.key, t.c.created_at).where(
         t.c.id == bindparam("id")
     )
+
+
+def event_at(tables: MessageBusTables) -> Select[*tuple[Any, ...]]:
+    """The event :id in the event log."""
+    t = tables.event
+    columns = (t.c.position, t.c.id, t.c.message, t.c.stream, t.c.version, t.c.recorded_at)
+    return select(*columns).where(t.c.id == bindparam("id"))
 
 
 def message_delayed(tables: MessageBusTables) -> Select[*tuple[Any, ...]]:
@@ -69,7 +87,7 @@ def fates(tables: MessageBusTables) -> Select[*tuple[Any, ...]]:
 
     `ahead`: how many messages of its partition it has to deal with before.
     """
-    s, o, d = tables.subscription, tables.outbox, tables.delivery
+    s, o, d = tables.subscription, tables.source, tables.delivery
     mine = o.alias("mine")
     ahead = (
         select(func.count())
@@ -100,7 +118,7 @@ def fates(tables: MessageBusTables) -> Select[*tuple[Any, ...]]:
         )
         .select_from(
             mine.join(
-                s, (s.c.log == OUTBOX_LOG) & (s.c.partition == partition_of(mine, s.c.partitions))
+                s, (s.c.log == tables.source_log) & (s.c.partition == partition_of(mine, s.c.partitions))
             ).outerjoin(d, (d.c.subscription == s.c.name) & (d.c.position == mine.c.position))
         )
         .where(mine.c.position == bindparam("position", type_=o.c.position.type))
@@ -110,7 +128,7 @@ def fates(tables: MessageBusTables) -> Select[*tuple[Any, ...]]:
 
 def in_the_way(tables: MessageBusTables) -> Select[*tuple[Any, ...]]:
     """The first message of :key before :position that :subscription is not done with."""
-    d, o = tables.delivery, tables.outbox
+    d, o = tables.delivery, tables.source
     return (
         select(d.c.position, d.c.state, o.c.id)
         .select_from(d.outerjoin(o, o.c.position == d.c.position))
@@ -125,9 +143,9 @@ def in_the_way(tables: MessageBusTables) -> Select[*tuple[Any, ...]]:
 
 
 def checkpoints(tables: MessageBusTables) -> Select[*tuple[Any, ...]]:
-    """Every checkpoint of the outbox."""
+    """Every checkpoint of the log."""
     t = tables.subscription
-    return select(t.c.name, t.c.partition, t.c.position).where(t.c.log == literal(OUTBOX_LOG))
+    return select(t.c.name, t.c.partition, t.c.position).where(t.c.log == tables.source_log)
 
 
 PREPARED: Final = text("""

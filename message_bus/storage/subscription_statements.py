@@ -1,7 +1,8 @@
 """One builder per operation that people do with subscriptions: SQL as values, the same on PostgreSQL and SQLite.
 
 Whoever changes something first locks the log's row (S4), then the checkpoint rows (S3), and reads what it changes from
-in a later statement. Always in this order, so that no two wait for each other.
+in a later statement. Always in this order, so that no two wait for each other. A subscription's positions are those of its
+log: builders that speak about messages are given the tables of that log (`tables.of_log`).
 """
 
 from __future__ import annotations
@@ -28,7 +29,6 @@ from sqlalchemy import (
     update,
 )
 
-from message_bus.storage.logs import OUTBOX_LOG
 from message_bus.storage.statements import DECISION
 from message_bus.storage.tables import DEAD, HELD, IDLE, RETRYING, TRYING, MessageBusTables
 from message_bus.storage.types import utc_now
@@ -57,12 +57,24 @@ def names_of_subscriptions(tables: MessageBusTables) -> Select[*tuple[Any, ...]]
     return select(t.c.name).distinct().order_by(t.c.name)
 
 
+def logs_read(tables: MessageBusTables) -> Select[*tuple[Any, ...]]:
+    """The names of the logs that have subscriptions."""
+    t = tables.subscription
+    return select(t.c.log).distinct().order_by(t.c.log)
+
+
+def log_of(tables: MessageBusTables) -> Select[*tuple[Any, ...]]:
+    """The name of the log that :subscription reads."""
+    t = tables.subscription
+    return select(t.c.log).where(t.c.name == bindparam("subscription")).limit(1)
+
+
 def statuses(tables: MessageBusTables, names: Collection[str] | None = None) -> Select[*tuple[Any, ...]]:
-    """Every partition as people want to know it: how far it is behind, who works on it, what has failed.
+    """Every partition that reads the log, as people want to know it: how far behind, who works on it, what has failed.
 
     `lag` counts the messages behind the checkpoint, whatever their type; null for an idle one, which has no place yet.
     """
-    s, o, d = tables.subscription, tables.outbox, tables.delivery
+    s, o, d = tables.subscription, tables.source, tables.delivery
     behind = (
         select(func.count())
         .select_from(o)
@@ -87,6 +99,7 @@ def statuses(tables: MessageBusTables, names: Collection[str] | None = None) -> 
             d,
             and_(d.c.subscription == s.c.name, partition_of(d, s.c.partitions) == s.c.partition),
         )
+        .where(s.c.log == tables.source_log)
         .group_by(s.c.name, s.c.partition)
         .subquery("failures")
     )
@@ -95,6 +108,7 @@ def statuses(tables: MessageBusTables, names: Collection[str] | None = None) -> 
             s.c.name,
             s.c.partition,
             s.c.partitions,
+            s.c.log,
             s.c.state,
             s.c.position,
             case((s.c.state == IDLE, None), else_=behind).label("lag"),
@@ -114,16 +128,29 @@ def statuses(tables: MessageBusTables, names: Collection[str] | None = None) -> 
 
 
 def log_row(tables: MessageBusTables) -> Select[*tuple[Any, ...]]:
-    """The bookkeeping row of the outbox, not locked: for a dry run."""
+    """The bookkeeping row of the log, not locked: for a dry run."""
     t = tables.log
-    return select(t.c.pruned_to, t.c.last_epoch).where(t.c.log == OUTBOX_LOG)
+    return select(t.c.pruned_to, t.c.last_epoch).where(t.c.log == tables.source_log)
 
 
 def furthest(tables: MessageBusTables) -> Select[*tuple[Any, ...]]:
     """The furthest checkpoint up to :high: rows up to there are settled, or nobody had passed them."""
     t = tables.subscription
     return select(func.coalesce(func.max(t.c.position), 0)).where(
-        t.c.log == OUTBOX_LOG, t.c.state != IDLE, t.c.position <= bindparam("high", type_=BigInteger)
+        t.c.log == tables.source_log, t.c.state != IDLE, t.c.position <= bindparam("high", type_=BigInteger)
+    )
+
+
+def count_seen(tables: MessageBusTables) -> Select[*tuple[Any, ...]]:
+    """How many messages can be seen after :known, up to :to."""
+    t = tables.source
+    return (
+        select(func.count())
+        .select_from(t)
+        .where(
+            t.c.position > bindparam("known", type_=BigInteger),
+            t.c.position <= bindparam("to", type_=BigInteger),
+        )
     )
 
 
@@ -183,7 +210,7 @@ def note_epoch(tables: MessageBusTables) -> Update:
     epoch = bindparam("epoch", type_=t.c.last_epoch.type)
     return (
         update(t)
-        .where(t.c.log == OUTBOX_LOG)
+        .where(t.c.log == tables.source_log)
         .values(last_epoch=case((t.c.last_epoch > epoch, t.c.last_epoch), else_=epoch))
     )
 
@@ -213,7 +240,7 @@ def rename_deliveries(tables: MessageBusTables) -> Update:
 
 
 def _between(tables: MessageBusTables, messages: Collection[str] | None) -> list[ColumnElement[bool]]:
-    s, o = tables.subscription, tables.outbox
+    s, o = tables.subscription, tables.source
     conditions: list[ColumnElement[bool]] = [
         s.c.name == bindparam("subscription"),
         o.c.position > s.c.position,
@@ -227,7 +254,7 @@ def count_between(
     tables: MessageBusTables, messages: Collection[str] | None = None
 ) -> Select[*tuple[Any, ...]]:
     """How many messages the partitions of :subscription have not reached that others have: up to :to."""
-    s, o = tables.subscription, tables.outbox
+    s, o = tables.subscription, tables.source
     return (
         select(func.count())
         .select_from(o.join(s, o.c.position > s.c.position))
@@ -237,7 +264,7 @@ def count_between(
 
 def hold_between(tables: MessageBusTables, messages: Collection[str] | None = None) -> Insert:
     """Record those messages as held: untried, to be tried in order before anything new of their key (S5)."""
-    s, o, d = tables.subscription, tables.outbox, tables.delivery
+    s, o, d = tables.subscription, tables.source, tables.delivery
     chosen = (
         select(s.c.name, o.c.position, o.c.key, o.c.key_hash, literal(HELD, Text))
         .select_from(o.join(s, o.c.position > s.c.position))

@@ -1,4 +1,5 @@
-"""The tables of the outbox side, as SQLAlchemy tables that can live in the user's own MetaData.
+"""The tables of the outbox side, as SQLAlchemy tables that can live in the user's own MetaData; those of event sourcing
+are defined in `event_tables.py`.
 
 One `MessageBusTables` names one set of tables: a metadata, a schema, a prefix. Status strings of rows live here and
 nowhere else. What the columns mean is said in each column's comment; the view over them is in `views.py`.
@@ -6,7 +7,9 @@ nowhere else. What the columns mean is said in each column's comment; the view o
 
 from __future__ import annotations
 
+import copy
 import re
+from collections.abc import Callable
 from typing import Final
 
 from sqlalchemy import (
@@ -14,6 +17,7 @@ from sqlalchemy import (
     BigInteger,
     CheckConstraint,
     Column,
+    FromClause,
     Identity,
     Index,
     Integer,
@@ -27,10 +31,11 @@ from sqlalchemy import (
     text,
 )
 from sqlalchemy.engine import Connection, Engine
-from sqlalchemy.sql.elements import conv
 
 from message_bus.errors import SettingsError
-from message_bus.storage.logs import OUTBOX_LOG
+from message_bus.storage import event_guard, event_tables
+from message_bus.storage.logs import EVENT_LOG, OUTBOX_LOG
+from message_bus.storage.naming import Naming, one_of
 from message_bus.storage.types import Position, UtcDateTime, utc_now
 from message_bus.storage.views import attach
 
@@ -56,12 +61,10 @@ _LONGEST_SUFFIX = "subscription_log_state_check"
 _POSTGRESQL_NAME_BYTES = 63
 
 
-def _one_of(column: str, values: tuple[str, ...]) -> str:
-    return f"{column} IN ({', '.join(repr(value) for value in values)})"
-
-
 class MessageBusTables:
     """One set of message_bus tables: `.outbox`, `.subscription`, `.delivery`, `.schedule`, `.log`, `.inbox`.
+
+    And those of event sourcing: `.event`, `.stream`, `.snapshot`, `.process`, `.saga`, `.projection`.
 
     `metadata`: where the tables are put (default: one of their own). Give your application's `Base.metadata` to let
     its Alembic autogenerate find them. `schema` (default: the metadata's), `prefix`: lower-case SQL identifiers.
@@ -92,17 +95,28 @@ class MessageBusTables:
         self.metadata = metadata if metadata is not None else MetaData()
         self.schema = schema
         self.prefix = prefix
-        known = self.metadata.tables.get(self.qualified("outbox"))
-        self.outbox: Table = self._existing("outbox") if known is not None else self._outbox()
-        self.schedule: Table = self._existing("schedule") if known is not None else self._schedule()
-        self.log: Table = self._existing("log") if known is not None else self._log()
-        self.subscription: Table = (
-            self._existing("subscription") if known is not None else self._subscription()
-        )
-        self.delivery: Table = self._existing("delivery") if known is not None else self._delivery()
-        self.inbox: Table = self._existing("inbox") if known is not None else self._inbox()
-        if known is None:
+        self._naming = Naming(self.metadata, schema, prefix)
+        is_new = self.qualified("outbox") not in self.metadata.tables
+        self.outbox: Table = self._table("outbox", self._outbox)
+        self.schedule: Table = self._table("schedule", self._schedule)
+        self.log: Table = self._table("log", self._log)
+        self.subscription: Table = self._table("subscription", self._subscription)
+        self.delivery: Table = self._table("delivery", self._delivery)
+        self.inbox: Table = self._table("inbox", self._inbox)
+        naming = self._naming
+        self.event: Table = self._table("event", lambda: event_tables.event_table(naming))
+        self.stream: Table = self._table("stream", lambda: event_tables.stream_table(naming))
+        self.snapshot: Table = self._table("snapshot", lambda: event_tables.snapshot_table(naming))
+        self.process: Table = self._table("process", lambda: event_tables.process_table(naming))
+        self.saga: Table = self._table("saga", lambda: event_tables.saga_table(naming))
+        self.projection: Table = self._table("projection", lambda: event_tables.projection_table(naming))
+        self.source_log: str = OUTBOX_LOG
+        """The log that is read through `source`; see `of_log`."""
+        self.source: FromClause = self.outbox
+        """What the delivery engine reads its messages from."""
+        if is_new:
             attach(self)
+            event_guard.attach(self)
 
     def __repr__(self) -> str:
         return f"MessageBusTables(schema={self.schema!r}, prefix={self.prefix!r})"
@@ -110,21 +124,35 @@ class MessageBusTables:
     @property
     def all(self) -> tuple[Table, ...]:
         """Every table of this set, in an order in which they can be made."""
-        return self.outbox, self.schedule, self.log, self.subscription, self.delivery, self.inbox
+        return (
+            self.outbox, self.schedule, self.log, self.subscription, self.delivery, self.inbox,
+            self.event, self.stream, self.snapshot, self.process, self.saga, self.projection,
+        )  # fmt: skip
+
+    def of_log(self, log: str) -> MessageBusTables:
+        """Return the same tables for whoever reads the log with this name: `source` is what its messages are read from.
+
+        Raises: SettingsError if there is no such log.
+        """
+        self.log_table(log)
+        reading = copy.copy(self)
+        reading.source_log = log
+        reading.source = self.outbox if log == OUTBOX_LOG else event_tables.message_source(self.event)
+        return reading
 
     def log_table(self, log: str = OUTBOX_LOG) -> Table:
         """Return the table of the log with this name.
 
         Raises: SettingsError if there is no such log.
         """
-        logs = {OUTBOX_LOG: self.outbox}
+        logs = {OUTBOX_LOG: self.outbox, EVENT_LOG: self.event}
         if log not in logs:
             raise SettingsError("log", [f"{log!r} is not a log (there are: {', '.join(map(repr, logs))})"])
         return logs[log]
 
     def qualified(self, name: str) -> str:
         """Return the full name of the table or view with this short name, as MetaData spells it (unquoted)."""
-        return f"{self.schema}.{self.prefix}{name}" if self.schema else f"{self.prefix}{name}"
+        return self._naming.qualified(name)
 
     def create_all(self, bind: Engine | Connection) -> None:
         """Create what is missing of these tables and their view. For production prefer `message-bus db upgrade`."""
@@ -134,16 +162,15 @@ class MessageBusTables:
         """Drop these tables and their view, with everything in them."""
         self.metadata.drop_all(bind, tables=list(self.all))
 
-    def _existing(self, name: str) -> Table:
-        return self.metadata.tables[self.qualified(name)]
+    def _table(self, name: str, make: Callable[[], Table]) -> Table:
+        known = self.metadata.tables.get(self.qualified(name))
+        return make() if known is None else known
 
     def _name(self, suffix: str) -> str:
-        return f"{self.prefix}{suffix}"
+        return self._naming.name(suffix)
 
     def _constraint(self, suffix: str) -> str:
-        return conv(
-            self._name(suffix)
-        )  # final as it stands, whatever naming_convention the user's metadata has
+        return self._naming.constraint(suffix)
 
     def _message_columns(self, table: str) -> list[Column[object] | CheckConstraint]:
         return [
@@ -162,7 +189,7 @@ class MessageBusTables:
             Column("meta", JSON(none_as_null=True), comment="the user's own"),
             Column("headers", JSON(none_as_null=True), comment="correlation, causation, trace context"),
             Column("created_at", UtcDateTime, nullable=False, server_default=utc_now()),
-            CheckConstraint(_one_of("type", (COMMAND, EVENT)), name=self._constraint(f"{table}_type_check")),
+            CheckConstraint(one_of("type", (COMMAND, EVENT)), name=self._constraint(f"{table}_type_check")),
             CheckConstraint("key_hash >= 0", name=self._constraint(f"{table}_key_hash_check")),
         ]
 
@@ -195,7 +222,7 @@ class MessageBusTables:
         return Table(
             self._name("log"),
             self.metadata,
-            Column("log", Text, nullable=False, comment="outbox"),
+            Column("log", Text, nullable=False, comment="outbox or events"),
             Column(
                 "pruned_to",
                 BigInteger,
@@ -251,7 +278,7 @@ class MessageBusTables:
             ),
             PrimaryKeyConstraint("name", "partition", name=self._constraint("subscription_pkey")),
             CheckConstraint(
-                _one_of("state", SUBSCRIPTION_STATES), name=self._constraint("subscription_state_check")
+                one_of("state", SUBSCRIPTION_STATES), name=self._constraint("subscription_state_check")
             ),
             CheckConstraint(
                 "partition >= 0 AND partition < partitions",
@@ -279,7 +306,7 @@ class MessageBusTables:
             Column("created_at", UtcDateTime, nullable=False, server_default=utc_now()),
             Column("updated_at", UtcDateTime, nullable=False, server_default=utc_now()),
             PrimaryKeyConstraint("subscription", "position", name=self._constraint("delivery_pkey")),
-            CheckConstraint(_one_of("state", DELIVERY_STATES), name=self._constraint("delivery_state_check")),
+            CheckConstraint(one_of("state", DELIVERY_STATES), name=self._constraint("delivery_state_check")),
             CheckConstraint("key_hash >= 0", name=self._constraint("delivery_key_hash_check")),
             Index(self._name("delivery_state_idx"), "subscription", "state", "next_attempt_at", "position"),
             Index(self._name("delivery_key_idx"), "subscription", "key", "position"),

@@ -12,7 +12,19 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, Final, Protocol
 
-from sqlalchemy import Connection, MetaData, Select, Table, case, event, func, inspect, literal, select
+from sqlalchemy import (
+    Connection,
+    MetaData,
+    Select,
+    Table,
+    case,
+    event,
+    exists,
+    func,
+    inspect,
+    literal,
+    select,
+)
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.schema import ExecutableDDLElement
 from sqlalchemy.sql.compiler import DDLCompiler
@@ -40,9 +52,20 @@ class Tables(Protocol):
     delivery: Table
 
 
-def partition_of(outbox: FromClause, partitions: ColumnElement[int]) -> ColumnElement[int]:
-    """The partition that an outbox row belongs to: by the hash of its key, unkeyed ones by their position."""
-    return func.coalesce(outbox.c.key_hash, outbox.c.position) % partitions
+def partition_of(messages: FromClause, partitions: ColumnElement[int]) -> ColumnElement[int]:
+    """The partition that a row of a log belongs to: by the hash of its key, unkeyed ones by their position."""
+    return func.coalesce(messages.c.key_hash, messages.c.position) % partitions
+
+
+def is_about(log: str, delivery: FromClause, subscription: Table) -> ColumnElement[bool]:
+    """Whether a delivery row is about a message of this log: its position is one of its subscription's log.
+
+    One whose subscription is gone is taken to be about the outbox, so that retention does not pass over it.
+    """
+    whose = subscription.alias("whose")
+    if log == OUTBOX_LOG:
+        return ~exists().where(whose.c.name == delivery.c.subscription, whose.c.log != OUTBOX_LOG)
+    return exists().where(whose.c.name == delivery.c.subscription, whose.c.log == log)
 
 
 def outbox_delivery(tables: Tables) -> Select[*tuple[Any, ...]]:

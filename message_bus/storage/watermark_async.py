@@ -17,7 +17,6 @@ from collections.abc import Callable
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from message_bus._compat import AsyncLock, on_sync_connection_async
-from message_bus.storage.logs import OUTBOX_LOG
 from message_bus.storage.looking import take_look
 from message_bus.storage.settled import Look, Remembered
 from message_bus.storage.tables import MessageBusTables
@@ -25,17 +24,15 @@ from message_bus.storage.tables import MessageBusTables
 
 class AsyncWatermark:
     """What is settled of one log of one database, as far as this process has seen. Share it between
-    subscriptions.
+    subscriptions. The log is the one that the tables are for (`tables.of_log`).
 
     Nothing of it may be stored or sent elsewhere: it is only good for as long as the server lives (W4).
     Losing it costs nothing but waiting once more for the writers that are open at that moment.
     """
 
-    def __init__(
-        self, tables: MessageBusTables, *, log: str = OUTBOX_LOG, clock: Callable[[], float] = time.monotonic
-    ) -> None:
-        self.log = log
-        self._table = tables.log_table(log)
+    def __init__(self, tables: MessageBusTables, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self.log = tables.source_log
+        self._table = tables.log_table(self.log)
         self._clock = clock
         self._remembered = Remembered()
         self._lock = AsyncLock()

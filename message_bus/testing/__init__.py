@@ -1,8 +1,9 @@
 """Help for tests of applications that use message_bus.
 
 `drain` delivers what a test has registered. `Recorder` is a handler that remembers; `DryRunMessageBus` a bus that runs no
-handler. The contracts are tests that a repository or bus of your own inherits; they alone need pytest, and are loaded
-when they are first used.
+handler; `AggregateScenario`, `ProcessManagerScenario` and `ProjectionTester` say what was given, what is done, what follows.
+The contracts are tests that a repository, bus or event store of your own inherits; they alone need pytest, and are
+loaded when they are first used.
 """
 
 from __future__ import annotations
@@ -19,17 +20,28 @@ if TYPE_CHECKING:
     from message_bus.testing.bus_contract import AsyncBusContract, BusContract
     from message_bus.testing.capabilities import Capabilities
     from message_bus.testing.dry_run import AsyncDryRunMessageBus, DryRunMessageBus, WouldHandle
+    from message_bus.testing.event_store_contract import EventStoreContract
+    from message_bus.testing.event_store_contract_async import AsyncEventStoreContract
+    from message_bus.testing.given_when_then import AggregateOutcome, AggregateScenario
     from message_bus.testing.outbox_contract import AsyncOutboxContract, OutboxContract
+    from message_bus.testing.process_manager_scenario import ProcessManagerScenario
+    from message_bus.testing.projection_tester import ProjectionTester
     from message_bus.testing.recorder import Recorded, Recorder
 
 __all__ = [
+    "AggregateOutcome",
+    "AggregateScenario",
     "AsyncBusContract",
     "AsyncDryRunMessageBus",
+    "AsyncEventStoreContract",
     "AsyncOutboxContract",
     "BusContract",
     "Capabilities",
     "DryRunMessageBus",
+    "EventStoreContract",
     "OutboxContract",
+    "ProcessManagerScenario",
+    "ProjectionTester",
     "Recorded",
     "Recorder",
     "WouldHandle",
@@ -37,19 +49,27 @@ __all__ = [
 ]
 
 _MODULE_OF = {
+    "AggregateOutcome": "given_when_then",
+    "AggregateScenario": "given_when_then",
     "AsyncBusContract": "bus_contract",
     "AsyncDryRunMessageBus": "dry_run",
+    "AsyncEventStoreContract": "event_store_contract_async",
     "AsyncOutboxContract": "outbox_contract",
     "BusContract": "bus_contract",
     "Capabilities": "capabilities",
     "DryRunMessageBus": "dry_run",
+    "EventStoreContract": "event_store_contract",
     "OutboxContract": "outbox_contract",
+    "ProcessManagerScenario": "process_manager_scenario",
+    "ProjectionTester": "projection_tester",
     "Recorded": "recorder",
     "Recorder": "recorder",
     "WouldHandle": "dry_run",
 }
 _TESTS = {  # the modules behind it that hold tests
     "bus_contract": "bus_contract bus_handling bus_handling_async bus_registering bus_registering_async",
+    "event_store_contract": "event_store_contract",
+    "event_store_contract_async": "event_store_contract_async",
     "outbox_contract": "outbox_processing outbox_processing_async outbox_registering outbox_registering_async",
 }
 

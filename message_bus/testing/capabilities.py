@@ -8,10 +8,16 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, TypeAlias
 
 from message_bus.messages.message import Message
+from message_bus.messages.registry import Registry
 
 Units: TypeAlias = Callable[[], AbstractContextManager[Any]]
 """Opens a unit of work: a context manager whose value is a repository, and which saves nothing at its end."""
 AsyncUnits: TypeAlias = Callable[[], AbstractAsyncContextManager[Any]]
+"""The same with `async with`."""
+
+Stores: TypeAlias = Callable[[Registry], AbstractContextManager[Any]]
+"""Opens a unit of work: a context manager whose value is an event store with this registry, and whose end commits."""
+AsyncStores: TypeAlias = Callable[[Registry], AbstractAsyncContextManager[Any]]
 """The same with `async with`."""
 
 
@@ -23,6 +29,8 @@ class Capabilities:
     for that. `delays`: messages may be registered with a delay. `several_units_of_work`: two may be open at once.
     `concurrent_writers`: both may add before one of them saves. `order_per_key`: a failing row holds back later rows of
     its key. `dead_letters`: a row whose handler raises `Reject` is not tried again.
+
+    Of an event store. `rolls_back`: what a unit of work that ends by an error has saved was never saved.
 
     Of a bus. `runs_handlers`: False for a dry run. `isolates_event_handlers`: a failing event handler stops no other and
     does not reach the caller (else its error does). `one_at_a_time`: the handlers of an event run one after another.
@@ -40,6 +48,8 @@ class Capabilities:
     concurrent_writers: bool = True
     order_per_key: bool = True
     dead_letters: bool = True
+
+    rolls_back: bool = True
 
     runs_handlers: bool = True
     isolates_event_handlers: bool = True

@@ -182,7 +182,7 @@ def test_a_sequence_behind_a_checkpoint(world: World) -> None:
     world.write(sa.update(world.tables.subscription).values(position=7))
     finding = found(world)["position-behind"]
     assert finding.severity == "error"
-    assert "the log is at position 1, behind the checkpoints of 'dispatch' at 7" in finding.text
+    assert "the outbox is at position 1, behind the checkpoints of 'dispatch' at 7" in finding.text
     repair = finding.remedy.removeprefix("stop the writers and run: ").partition("; then")[0]
     world.write(sa.text(repair))
     assert found(world) == {}

@@ -23,7 +23,7 @@ from message_bus import (
     UnsupportedDatabase,
     WiringError,
 )
-from message_bus.admin.partitions import placed as position_for
+from message_bus.admin.partitions import refuse_beyond
 from message_bus.delivery.lease import claim
 from tests.admin.operators import LONG_AGO, states
 from tests.delivery.world import AT_ONCE, Noted, Placed, World, placed
@@ -301,10 +301,11 @@ def test_no_place_in_a_log(world: World, to: Any, problem: str) -> None:
 
 def test_a_position_that_may_still_get_company() -> None:
     """While writers are open, a position that they may be behind is refused, and the remedy is another one."""
-    assert position_for(5, known=5, pruned_to=2, open_writers=True) == 5
-    assert position_for(1, known=5, pruned_to=2, open_writers=False) == 2
+    refuse_beyond(5, known=5, open_writers=True)
     with pytest.raises(SettingsError, match=r"beyond the settled one, 5 \(a transaction that has"):
-        position_for(6, known=5, pruned_to=0, open_writers=True)
+        refuse_beyond(6, known=5, open_writers=True)
+    with pytest.raises(SettingsError, match=r"beyond the settled one, 5 \(give a smaller one, or 'now'\)"):
+        refuse_beyond(6, known=5, open_writers=False)
 
 
 # --- a worker at work -----------------------------------------------------------------------------------------------------

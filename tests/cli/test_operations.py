@@ -68,11 +68,12 @@ def test_a_list_of_subscriptions(world: World, database_url: sa.URL) -> None:
     """One line per partition; --json says the same to programs."""
     heading, line = said(run(database_url, "subscriptions", "list")).splitlines()
     assert heading.split() == [
-        *("subscription", "state", "position", "lag", "retrying", "held", "dead", "worker", "seen"),
+        *("subscription", "log", "state", "position", "lag", "retrying", "held", "dead", "worker", "seen"),
     ]
-    assert line.split()[:8] == ["dispatch", "active", "3", "0", "0", "0", "1", "none"]
+    assert line.split()[:9] == ["dispatch", "outbox", "active", "3", "0", "0", "0", "1", "none"]
     [listed] = printed(run(database_url, "subscriptions", "list", "dispatch", "--json"))["subscriptions"]
-    assert (listed["subscription"], listed["position"], listed["lease_until"]) == ("dispatch", 3, None)
+    assert (listed["subscription"], listed["log"]) == ("dispatch", "outbox")
+    assert (listed["position"], listed["lease_until"]) == (3, None)
     taken(world)
     change(world, "repartition", "dispatch", 2, force=True)
     lines = said(run(database_url, "subscriptions", "list")).splitlines()
@@ -218,7 +219,7 @@ def test_doctor_finds_something(world: World, database_url: sa.URL) -> None:
     done = run(database_url, "doctor")
     assert done.exit_code == 3
     first, remedy, second, _ = done.stdout.splitlines()
-    assert first.startswith("error position-behind: the log is at position 3")
+    assert first.startswith("error position-behind: the outbox is at position 3")
     assert remedy.startswith("  remedy: stop the writers and run: ")
     assert second.startswith("warning subscription-paused: ")
     told = printed(run(database_url, "doctor", "--json"), 3)

@@ -104,7 +104,7 @@ TABLE: Final = (
         "W7",
         "what would lose messages is refused",
         "storage/preconditions.py",
-        '    _refuse(f"log {log!r} cannot be read safely", faults_of_log(connection, tables, log))',
+        '    _refuse(f"log {tables.source_log!r} cannot be read safely", faults_of_log(connection, tables))',
         "    return",
         "watermark/test_preconditions.py::test_a_log_that_could_lose_messages_is_refused",
     ),

@@ -182,7 +182,8 @@ def unknown_command(line: str) -> str | None:
                 {word for word in words if "=" not in word} <= _make_targets(), f"no such target: {line}"
             )
         case ["python", "-m", module, *_]:
-            return _unless(find_spec(module) is not None, f"no module {module!r}")
+            of_an_example = any((ROOT / "docs/examples").glob(f"*/{module}/__main__.py"))
+            return _unless(of_an_example or find_spec(module) is not None, f"no module {module!r}")
         case ["pip", "install", what]:
             return _unless(_is_ours(what), f"{what!r} is not this distribution, or has no such extra")
         case ["message-bus", *words]:

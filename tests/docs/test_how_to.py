@@ -63,7 +63,7 @@ def test_a_schema_for_each_tenant(
         assert not sa.inspect(connection).has_table("message_bus_subscription", schema="public")
 
 
-def test_the_view_is_made_by_the_two_lines(walk: Walk, engine: sa.Engine, tmp_path: Path) -> None:
+def test_view_and_triggers_are_made_by_the_four_lines(walk: Walk, engine: sa.Engine, tmp_path: Path) -> None:
     """own-models.md: an application's own Alembic, from an empty directory to tables that check_schema accepts."""
     from alembic import command
     from alembic.config import Config
@@ -84,10 +84,12 @@ def test_the_view_is_made_by_the_two_lines(walk: Walk, engine: sa.Engine, tmp_pa
             made.replace(
                 "import sqlalchemy as sa\n",
                 "import sqlalchemy as sa\nfrom message_bus import MessageBusTables\n"
+                "from message_bus.storage.event_guard import create_guard\n"
                 "from message_bus.storage.views import create_view\n",
             ).replace(
                 "    # ### end Alembic commands ###",
-                "    create_view(op.get_bind(), MessageBusTables())",
+                "    create_view(op.get_bind(), MessageBusTables())\n"
+                "    create_guard(op.get_bind(), MessageBusTables())",
                 1,
             )
         )

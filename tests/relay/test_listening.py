@@ -32,7 +32,7 @@ class Ear:
             engine.url.set(drivername="postgresql").render_as_string(False), autocommit=True
         )
         with engine.connect() as connection:
-            name = connection.scalar(channel_name(), {"outbox": quoted_name(connection, tables.outbox)})
+            name = connection.scalar(channel_name(), {"log_table": quoted_name(connection, tables.outbox)})
         self._connection.execute(f'LISTEN "{name}"')
 
     def heard(self) -> int:

@@ -21,6 +21,13 @@ _POSTGRESQL = {
     "sequences": """
         SELECT sequencename, data_type::text, start_value, increment_by, cycle, cache_size
           FROM pg_sequences WHERE schemaname = :schema""",
+    "triggers": """
+        SELECT tgrelid::regclass::text, tgname, tgenabled::text, pg_get_triggerdef(oid) FROM pg_trigger
+         WHERE NOT tgisinternal
+           AND tgrelid IN (SELECT oid FROM pg_class WHERE relnamespace = to_regnamespace(:schema))""",
+    "functions": """
+        SELECT proname, pg_get_function_identity_arguments(oid), prosrc FROM pg_proc
+         WHERE pronamespace = to_regnamespace(:schema)""",
     "views": "SELECT viewname, definition FROM pg_views WHERE schemaname = :schema",
 }
 
@@ -28,7 +35,7 @@ _POSTGRESQL = {
 def catalogue(
     connection: sa.Connection, schema: str | None = None, *, without: str = "schema_version"
 ) -> list[Any]:
-    """Describe tables, columns, constraints, indexes, sequences and views, but those with `without` in their name."""
+    """Describe everything in a schema but what has `without` in its name."""
     if connection.dialect.name == "sqlite":
         master = f"{schema}.sqlite_master" if schema else "sqlite_master"
         rows = connection.exec_driver_sql(f"SELECT type, name, sql FROM {master}").all()

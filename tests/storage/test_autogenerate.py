@@ -14,6 +14,7 @@ from alembic.operations.ops import UpgradeOps
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from message_bus.errors import SchemaError
+from message_bus.storage.event_guard import create_guard
 from message_bus.storage.schema import check_schema
 from message_bus.storage.tables import MessageBusTables
 from message_bus.storage.views import create_view, drop_view
@@ -74,7 +75,7 @@ def body(context: MigrationContext, ops: Any) -> str:
 def test_a_generated_migration_makes_our_tables(
     engine: sa.Engine, request: pytest.FixtureRequest, options: dict[str, Any]
 ) -> None:
-    """The script runs as written, check_schema asks for the view only, the next autogenerate finds nothing."""
+    """The script runs as written, check_schema asks for view and triggers only, the next autogenerate finds nothing."""
     if "schema" in options:
         if engine.dialect.name == "sqlite":
             path = request.getfixturevalue("tmp_path") / "elsewhere.db"
@@ -97,9 +98,13 @@ def test_a_generated_migration_makes_our_tables(
         run(context, upgrade)
         with pytest.raises(SchemaError) as caught:
             check_schema(connection, tables)
-        (missing,) = caught.value.differences
-        assert "message_bus.storage.views.create_view(op.get_bind(), tables)" in missing
+        view, *triggers = caught.value.differences
+        assert "message_bus.storage.views.create_view(op.get_bind(), tables)" in view
+        assert len(triggers) == 2
+        for missing in triggers:
+            assert "message_bus.storage.event_guard.create_guard(op.get_bind(), tables)" in missing
         create_view(connection, tables)
+        create_guard(connection, tables)
         check_schema(connection, tables)
         assert compare_metadata(alembic_on(connection, metadata, tables.schema), metadata) == []
 
@@ -123,8 +128,8 @@ def test_create_all_and_autogenerate_agree(engine: sa.Engine) -> None:
         check_schema(connection, tables)
 
 
-def test_the_view_is_made_in_the_script(engine: sa.Engine) -> None:
-    """`create_view(op.get_bind(), tables)` as the last line of the script completes it."""
+def test_view_and_triggers_are_made_in_the_script(engine: sa.Engine) -> None:
+    """`create_view(op.get_bind(), tables)` and `create_guard(...)` as the last lines of the script complete it."""
     metadata, tables = application()
     with engine.begin() as connection:
         context = alembic_on(connection, metadata, None)
@@ -133,4 +138,5 @@ def test_the_view_is_made_in_the_script(engine: sa.Engine) -> None:
         run(context, body(context, script.upgrade_ops))
         with Operations.context(context):
             create_view(op.get_bind(), tables)
+            create_guard(op.get_bind(), tables)
         check_schema(connection, tables)

@@ -13,9 +13,11 @@ from click.testing import CliRunner, Result
 
 from message_bus import __version__
 from message_bus.cli.main import main
+from message_bus.eventsourcing.stores.sqlalchemy_store import SQLAlchemyEventStore
 from message_bus.storage.migrations import head
 from message_bus.storage.schema import check_schema
 from message_bus.storage.tables import MessageBusTables
+from message_bus.testing.contract_messages import OrderPlaced
 from tests.storage.rows import put
 
 Command = Callable[..., Result]
@@ -61,6 +63,7 @@ def test_there_and_back(command: Command, engine: sa.Engine, place: str) -> None
         command("db", "current"),
         command("db", "downgrade", "-1"),
         command("db", "downgrade"),
+        command("db", "downgrade"),
         command("db", "upgrade", "head"),
         command("db", "downgrade", "base"),
     ]
@@ -69,7 +72,8 @@ def test_there_and_back(command: Command, engine: sa.Engine, place: str) -> None
         (0, f"{place}: none -> {newest}"),
         (0, f"{place}: already at {newest}: nothing to do"),
         (0, f"{place}: {newest} (newest)"),
-        (0, f"{place}: {newest} -> none"),
+        (0, f"{place}: {newest} -> 0001"),
+        (0, f"{place}: 0001 -> none"),
         (0, f"{place}: already at none: nothing to do"),
         (0, f"{place}: none -> {newest}"),
         (0, f"{place}: {newest} -> none"),
@@ -117,8 +121,17 @@ def test_a_downgrade_that_may_lose_rows_asks_for_yes(command: Command, engine: s
     command("db", "upgrade")
     with engine.begin() as connection:
         put(connection, MessageBusTables())
+    assert "add --yes" in failed(command("db", "downgrade", "base"), 1)
+    assert command("db", "downgrade", "base", "--yes").output == f"{place}: {head()} -> none\n"
+
+
+def test_a_downgrade_that_drops_events_asks_for_yes(command: Command, engine: sa.Engine, place: str) -> None:
+    """Events are all that is known of their aggregates: they are not dropped by a slip of the hand either."""
+    command("db", "upgrade")
+    with engine.begin() as connection:
+        SQLAlchemyEventStore(connection).save("order-7", [OrderPlaced(7)])
     assert "add --yes" in failed(command("db", "downgrade"), 1)
-    assert command("db", "downgrade", "--yes").output == f"{place}: {head()} -> none\n"
+    assert command("db", "downgrade", "--yes").output == f"{place}: {head()} -> 0001\n"
 
 
 def test_an_unknown_revision(command: Command) -> None:

@@ -87,6 +87,49 @@ DATA: dict[str, dict[str, dict[str, Any]]] = {
         },
         "inbox": {"consumer": "orders", "message_id": "m-1"},
     },
+    "0002": {
+        "event": {
+            "id": UUID(int=3),
+            "stream": "order 7",
+            "version": 1,
+            "message": "OrderPlaced",
+            "schema_version": 2,
+            "key_hash": 7,
+            "payload": {"order_id": 7, "note": "ünïcode"},
+            "meta": {"tenant": "a"},
+            "headers": {"correlation_id": "c"},
+            "correlation_id": "c",
+            "trace_id": "0af7651916cd43dd8448eb211c80319c",
+            "recorded_at": INSTANT,
+        },
+        "stream": {"stream": "order 7", "version": 1},
+        "snapshot": {
+            "stream": "order 7",
+            "aggregate_type": "Order",
+            "version": 1,
+            "schema_version": 3,
+            "state": {"total": "12.50"},
+            "taken_at": INSTANT,
+        },
+        "process": {"name": "shipping", "key": "order 7", "state": "completed", "data": {"paid": True}},
+        "saga": {
+            "name": "booking",
+            "id": "b-1",
+            "state": "compensating",
+            "revision": 3,
+            "data": {},
+            "error": "full",
+        },
+        "projection": {
+            "name": "totals",
+            "generation": 1,
+            "version": 2,
+            "state": "building",
+            "subscription": "totals@1",
+            "tables": {"totals": "totals__1"},
+            "swapped_at": INSTANT,
+        },
+    },
 }
 
 
@@ -258,7 +301,8 @@ def test_a_url_will_do(database_url: sa.URL) -> None:
     assert current(url) is None
     assert upgrade(url).after == head()
     assert current(url) == head()
-    assert downgrade(url) == Migrated(head(), None)
+    assert downgrade(url) == Migrated(head(), revisions()[-2])
+    assert downgrade(url, revision="base") == Migrated(revisions()[-2], None)
     assert downgrade(url) == Migrated(None, None)
 
 

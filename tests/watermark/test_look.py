@@ -698,7 +698,7 @@ def test_a_missing_table_is_named_and_the_transaction_stays_usable(engine: sa.En
 def test_an_unknown_log_is_refused_at_once(tables: MessageBusTables) -> None:
     """A name that no log has is a mistake in the wiring."""
     with pytest.raises(SettingsError, match="'inbox' is not a log"):
-        Watermark(tables, log="inbox")
+        Watermark(tables.of_log("inbox"))
 
 
 def test_positions_beyond_four_bytes_are_nothing_special(log: Log, make_reader: Callable[[], Reader]) -> None:

@@ -1,0 +1,1 @@
+"""A bank whose money is conserved, whatever dies: accounts, transfers, balances."""

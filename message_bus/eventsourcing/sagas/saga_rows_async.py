@@ -1,0 +1,112 @@
+"""The row of a saga: read, locked, and written if nobody else has gone on with it since. Called by `saga.py` alone."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy.engine import CursorResult
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from message_bus.errors import Unavailable
+from message_bus.eventsourcing.sagas import saga_progress
+from message_bus.eventsourcing.sagas.saga_progress import Progress
+from message_bus.storage import saga_statements
+from message_bus.storage.outages import is_outage
+from message_bus.storage.tables import MessageBusTables
+
+
+class AsyncOutrun(Exception):
+    """Somebody else has gone on with the saga since it was read."""
+
+
+@dataclass(frozen=True, slots=True)
+class AsyncFound:
+    """A saga's row as it was read, and when, by the database's clock."""
+
+    id: str
+    progress: Progress
+    revision: int
+    now: datetime
+
+
+class AsyncSagaRows:
+    """The rows of one saga's definition. Stateless."""
+
+    def __init__(self, name: str, tables: MessageBusTables) -> None:
+        self._name = name
+        self._tables = tables
+
+    async def begin(self, session: AsyncSession, saga_id: str, arguments: Mapping[str, Any]) -> AsyncFound:
+        """Make the row unless there is one; what is there then."""
+        values = {
+            "name": self._name,
+            "id": saga_id,
+            "data": saga_progress.stored(Progress(arguments)),
+        }
+        dialect = (await session.connection()).dialect.name
+        await session.execute(saga_statements.begin(dialect, self._tables).values(values))
+        found = await self.read(session, saga_id)
+        assert found is not None, "it is there now"
+        return found
+
+    async def read(
+        self, session: AsyncSession, saga_id: str, *, lock: bool = False, skip: bool = False
+    ) -> AsyncFound | None:
+        """The row; locked to the end of the transaction, and None with `skip` if somebody else holds it."""
+        statement = (
+            saga_statements.lock(self._tables, skip=skip) if lock else saga_statements.read(self._tables)
+        )
+        rows = await session.execute(statement, {"saga_name": self._name, "saga_id": saga_id})
+        row = rows.one_or_none()
+        if row is None:
+            return None
+        progress = saga_progress.restored(row.data, status=row.state, error=row.error)
+        return AsyncFound(saga_id, progress, row.revision, row.now)
+
+    async def save(self, session: AsyncSession, found: AsyncFound, progress: Progress) -> None:
+        """Write what has become of it. Raises: AsyncOutrun."""
+        changed: CursorResult[Any] = await session.execute(  # type: ignore[assignment]
+            saga_statements.save(self._tables),
+            {
+                "saga_name": self._name,
+                "saga_id": found.id,
+                "at_revision": found.revision,
+                "new_state": progress.status,
+                "new_data": saga_progress.stored(progress),
+                "new_error": progress.error,
+            },
+        )
+        if changed.rowcount != 1:
+            raise AsyncOutrun
+
+    async def now(self, session: AsyncSession) -> datetime:
+        """The database's clock."""
+        instant: datetime = (await session.execute(saga_statements.clock())).scalar_one()
+        return instant
+
+    async def unfinished(self, session: AsyncSession, *, after: str, limit: int) -> Sequence[str]:
+        """The next ids of sagas that have not ended."""
+        page = await session.scalars(
+            saga_statements.unfinished(self._tables),
+            {"saga_name": self._name, "after": after, "limit": limit},
+        )
+        return page.all()
+
+
+@asynccontextmanager
+async def outages_async(name: str, what: str) -> AsyncIterator[None]:
+    """Let what says that the database is out of reach say so by its type. Raises: Unavailable."""
+    try:
+        yield
+    except SQLAlchemyError as error:
+        if is_outage(error):
+            raise Unavailable(
+                f"saga {name!r}: the database is out of reach while {what} ({type(error).__name__}); nothing is lost, "
+                "run or resume it later"
+            ) from error
+        raise

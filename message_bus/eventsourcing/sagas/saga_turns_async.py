@@ -1,0 +1,178 @@
+"""One turn of a saga: what comes next is called, and its effects are committed with how far the saga has come.
+
+    Act, Undo ──returned──► effects and progress, one COMMIT
+        └──raised──► all is rolled back; the failure is recorded, unless something was out of reach
+
+Whoever takes a turn has read, and locked, the row on the same session. Called by `saga.py` alone.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections.abc import Sequence
+from copy import deepcopy
+from datetime import timedelta
+from typing import Any
+
+import msgspec
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from message_bus._compat import on_sync_session_async, plain_session_async, result_of_async
+from message_bus.delivery.ownership import lent, write_everything
+from message_bus.delivery.verdicts import error_text
+from message_bus.errors import SagaChanged, Unavailable, WiringError
+from message_bus.eventsourcing.sagas import saga_progress
+from message_bus.eventsourcing.sagas.saga_progress import (
+    Act,
+    Announce,
+    End,
+    Finish,
+    Progress,
+    Undo,
+    Wait,
+    what_next,
+)
+from message_bus.eventsourcing.sagas.saga_rows_async import AsyncFound, AsyncOutrun, AsyncSagaRows
+from message_bus.eventsourcing.sagas.saga_steps import SagaContext, SagaStep
+from message_bus.messages.codec import to_json
+from message_bus.repositories.sqlalchemy_async import AsyncSQLAlchemyOutBoxRepo
+from message_bus.storage import saga_statements
+from message_bus.storage.outages import is_outage
+from message_bus.storage.tables import MessageBusTables
+
+logger = logging.getLogger("message_bus.eventsourcing")
+
+
+class AsyncSagaTurns:
+    """The turns of one saga's definition. Stateless."""
+
+    def __init__(
+        self, name: str, steps: Sequence[SagaStep], rows: AsyncSagaRows, tables: MessageBusTables
+    ) -> None:
+        self._name = name
+        self._steps = steps
+        self._rows = rows
+        self._tables = tables
+
+    async def take(self, session: AsyncSession, found: AsyncFound) -> timedelta | None:
+        """Do what comes next; how long to wait before the next turn, None if it has ended."""
+        progress = found.progress
+        if reason := saga_progress.changed(progress, self._steps):
+            raise SagaChanged(
+                self._name, found.id, f"{reason} (finish it with the old steps, or put new ones behind)"
+            )
+        following = what_next(progress, self._steps, now=found.now)
+        match following:
+            case End():
+                return None
+            case Wait(span=span):
+                return span
+            case Finish():
+                await self.record(session, found, saga_progress.settled(progress, self._steps))
+            case Announce(step=step):
+                await self.record(session, found, saga_progress.announced(progress, step))
+            case Act() | Undo():
+                await self._try(session, found, following)
+        return timedelta(0)
+
+    async def _try(self, session: AsyncSession, found: AsyncFound, following: Act | Undo) -> None:
+        step = following.step
+        try:
+            result = await self._call(session, found, following)
+            progress = self._after(found.progress, following, result)
+            await self._rows.save(session, found, progress)
+            await self._commit(session)
+        except AsyncOutrun:
+            await session.rollback()
+        except Exception as error:
+            await session.rollback()
+            if isinstance(error, Unavailable) or is_outage(error):
+                raise Unavailable(
+                    f"saga {self._name!r}, id {found.id!r}: step {step.name!r} met something out of reach "
+                    f"({type(error).__name__}); nothing is lost, run or resume it later"
+                ) from error
+            await self._record_failure(session, found, following, error)
+
+    def _after(self, progress: Progress, following: Act | Undo, result: Any) -> Progress:
+        """What has become of it after the step has returned."""
+        step = following.step
+        if isinstance(following, Undo):
+            return saga_progress.undone(progress, self._steps, step)
+        try:
+            stored = json_ready(self._name, result, f"the result of step {step.name!r}")
+        except WiringError as error:
+            if step.transactional:
+                raise  # it is rolled back, and has not happened
+            return saga_progress.spoiled(progress, self._steps, step, text=error_text(error))
+        return saga_progress.succeeded(progress, self._steps, step, stored)
+
+    async def _call(self, session: AsyncSession, found: AsyncFound, following: Act | Undo) -> Any:
+        step, progress = following.step, found.progress
+        undoing = isinstance(following, Undo)
+        call = step.compensation if undoing else step.action
+        assert call is not None, "only what has one is undone"
+        context = SagaContext(
+            saga=self._name,
+            saga_id=found.id,
+            step=step.name,
+            arguments=deepcopy(dict(progress.arguments)),
+            results=deepcopy(progress.results),
+            result=deepcopy(following.done.result) if isinstance(following, Undo) else None,
+            session=session if step.transactional else None,
+            outbox=AsyncSQLAlchemyOutBoxRepo(session, tables=self._tables) if step.transactional else None,
+            attempt=progress.failures + 1,
+            compensating=undoing,
+        )
+        if not step.transactional:
+            if not saga_statements.locks_rows((await session.connection()).dialect.name):
+                await session.rollback()  # else all writers would wait for what is outside
+            return await result_of_async(call(context))
+        with lent(plain_session_async(session)):
+            result = await result_of_async(call(context))
+        await on_sync_session_async(session, write_everything)
+        return result
+
+    async def _record_failure(
+        self, session: AsyncSession, found: AsyncFound, following: Act | Undo, error: Exception
+    ) -> None:
+        step = following.step
+        undoing = isinstance(following, Undo)
+        logger.warning(
+            "saga %r, id %r: %s of step %r failed at attempt %d: %s",
+            self._name,
+            found.id,
+            "the compensation" if undoing else "the action",
+            step.name,
+            found.progress.failures + 1,
+            type(error).__name__,
+            exc_info=error,
+            extra={"saga": self._name, "saga_id": found.id, "step": step.name},
+        )
+        now = await self._rows.now(session)
+        judge = saga_progress.undoing_failed if undoing else saga_progress.failed
+        progress = judge(
+            found.progress, self._steps, step, error, text=error_text(error), now=now, chance=random.random()
+        )
+        await self.record(session, found, progress)
+
+    async def record(self, session: AsyncSession, found: AsyncFound, progress: Progress) -> None:
+        """Save and commit; if somebody else was faster, the next turn sees what they have done."""
+        try:
+            await self._rows.save(session, found, progress)
+            await self._commit(session)
+        except AsyncOutrun:
+            await session.rollback()
+
+    async def _commit(self, session: AsyncSession) -> None:
+        await session.commit()
+
+
+def json_ready(name: str, value: Any, what: str) -> Any:
+    """The value as JSON gives it back. Raises: WiringError if it cannot be stored."""
+    try:
+        return msgspec.json.decode(to_json(value))
+    except Exception as error:  # noqa: BLE001  (what a value's own functions may raise)
+        raise WiringError(
+            f"saga {name!r}: {what} cannot be stored as JSON ({type(error).__name__}: give plain values)"
+        ) from None

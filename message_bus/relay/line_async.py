@@ -1,0 +1,119 @@
+"""One log as a relay reads it: a board, a watcher, a listener, a housekeeper, and a station for each partition.
+
+A relay has one line for the outbox, and one for the event log if anything reads it. They share nothing but the engine
+and the hands. Made by the relays.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from datetime import timedelta
+from time import monotonic
+from typing import Any
+
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
+
+from message_bus.delivery.hands_async import AsyncHands
+from message_bus.delivery.subscription import Subscription
+from message_bus.delivery.worker_async import AsyncWorker
+from message_bus.relay.board import AsyncBoard
+from message_bus.relay.listening import AsyncListener
+from message_bus.relay.stations_async import AsyncStation
+from message_bus.relay.watching_async import AsyncHousekeeper, AsyncWatcher
+from message_bus.repositories import bells
+from message_bus.storage.logs import OUTBOX_LOG
+from message_bus.storage.tables import MessageBusTables
+from message_bus.storage.watermark_async import AsyncWatermark
+
+
+class AsyncLine:
+    """Everything that works on the log that `tables` are for. It starts nothing by itself: `parts` are to be run."""
+
+    def __init__(
+        self,
+        bus: Any,
+        handlers: Sequence[tuple[Any, Subscription]],
+        engine: AsyncEngine,
+        sessions: Callable[[], AsyncSession],
+        tables: MessageBusTables,
+        *,
+        hands: AsyncHands,
+        lease: timedelta,
+        poll: timedelta,
+        listen: bool,
+        retention: timedelta | None,
+    ) -> None:
+        self.board = AsyncBoard()
+        watermark = AsyncWatermark(tables)
+        wanted = [settings for _, settings in handlers]
+        self._log = tables.source_log
+        self._watcher = AsyncWatcher(
+            engine, tables, [str(settings.name) for settings in wanted], self.board, poll=poll
+        )
+        self.listener = (
+            AsyncListener(engine, tables, self.board)
+            if listen and engine.dialect.name == "postgresql"
+            else None
+        )
+        self._housekeeper = AsyncHousekeeper(
+            sessions,
+            tables,
+            wanted,
+            watermark,
+            self.board,
+            retention=retention if self._log == OUTBOX_LOG else None,  # events are kept
+        )
+        self.stations = [
+            AsyncStation(
+                AsyncWorker(
+                    bus,
+                    handler,
+                    settings,
+                    partition,
+                    tables=tables,
+                    watermark=watermark,
+                    lease=lease,
+                    stop=self.board.stop,
+                    hands=hands,
+                ),
+                sessions,
+                tables,
+                self.board,
+            )
+            for handler, settings in handlers
+            for partition in range(settings.partitions)
+        ]
+
+    @property
+    def parts(self) -> list[tuple[str, Callable[[], Awaitable[None]]]]:
+        """What has to run, each with its name; the listener aside."""
+        return [
+            (f"watcher of {self._log}", self._watcher.watch),
+            (f"housekeeper of {self._log}", self._housekeeper.keep),
+            *((str(station), station.serve) for station in self.stations),
+        ]
+
+    def hear(self) -> None:
+        """Be rung for by the commits of this process."""
+        bells.hang(self.board.ring, self._log)
+
+    def hear_no_more(self) -> None:
+        """Let them ring for others."""
+        bells.take_down(self.board.ring)
+
+    async def wait_until_quiet(self, seconds: float) -> int | None:
+        """Wait so many seconds until nothing is left to do of what is there by now; the number of our ring, None if not."""
+        ring = self.board.ring()
+        quiet = await self.board.wait(lambda: all(each.is_quiet(ring) for each in self.stations), seconds)
+        return ring if quiet else None
+
+
+async def wait_until_idle_async(lines: Sequence[AsyncLine], seconds: float) -> bool:
+    """Wait so many seconds until nothing is left to do; with several lines also of what one of them brings another."""
+    deadline = monotonic() + seconds
+    while True:
+        rings = [await line.wait_until_quiet(deadline - monotonic()) for line in lines]
+        if None in rings:
+            return False
+        if len(lines) == 1 or rings == [line.board.rings for line in lines]:
+            return True
