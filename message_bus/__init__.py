@@ -90,7 +90,6 @@ if TYPE_CHECKING:
     from message_bus.eventsourcing.stores.deleting_async import delete_stream_async
     from message_bus.eventsourcing.stores.in_memory_store import InMemoryAsyncEventStore, InMemoryEventStore
     from message_bus.eventsourcing.stores.postgresql_store import PostgreSQLEventStore
-    from message_bus.eventsourcing.stores.recorded import RecordedEvent
     from message_bus.eventsourcing.stores.sqlalchemy_store import SQLAlchemyEventStore
     from message_bus.eventsourcing.stores.sqlalchemy_store_async import AsyncSQLAlchemyEventStore
     from message_bus.eventsourcing.stores.sqlite_store import SQLiteEventStore
@@ -98,6 +97,7 @@ if TYPE_CHECKING:
     from message_bus.eventsourcing.when import when
     from message_bus.messages.envelope import Envelope
     from message_bus.messages.message import Command, Event, Message, Query
+    from message_bus.messages.recorded import RecordedEvent
     from message_bus.messages.registry import Registry
     from message_bus.messages.validation import (
         validate_in_range,
@@ -160,20 +160,19 @@ _NAMES_OF: dict[str, str] = {
     "eventsourcing.aggregates.aggregate_repository": "AggregateRepository",
     "eventsourcing.aggregates.aggregate_repository_async": "AsyncAggregateRepository",
     "eventsourcing.aggregates.conflicts": "retry_on_conflict",
-    "eventsourcing.stores.deleting": "delete_stream",
-    "eventsourcing.stores.deleting_async": "delete_stream_async",
-    "eventsourcing.stores.in_memory_store": "InMemoryAsyncEventStore InMemoryEventStore",
-    "eventsourcing.stores.postgresql_store": "PostgreSQLEventStore",
     "eventsourcing.processes.process_manager": "ProcessManager",
     "eventsourcing.projections.projection": "Projection",
     "eventsourcing.projections.projection_state": "Lag",
     "eventsourcing.projections.projections_admin": "Projections",
     "eventsourcing.projections.projections_admin_async": "AsyncProjections",
-    "eventsourcing.stores.recorded": "RecordedEvent",
     "eventsourcing.sagas.saga": "Saga",
     "eventsourcing.sagas.saga_async": "AsyncSaga",
     "eventsourcing.sagas.saga_progress": "SagaOutcome",
     "eventsourcing.sagas.saga_steps": "SagaContext SagaStep",
+    "eventsourcing.stores.deleting": "delete_stream",
+    "eventsourcing.stores.deleting_async": "delete_stream_async",
+    "eventsourcing.stores.in_memory_store": "InMemoryAsyncEventStore InMemoryEventStore",
+    "eventsourcing.stores.postgresql_store": "PostgreSQLEventStore",
     "eventsourcing.stores.sqlalchemy_store": "SQLAlchemyEventStore",
     "eventsourcing.stores.sqlalchemy_store_async": "AsyncSQLAlchemyEventStore",
     "eventsourcing.stores.sqlite_store": "SQLiteEventStore",
@@ -181,6 +180,7 @@ _NAMES_OF: dict[str, str] = {
     "eventsourcing.when": "when",
     "messages.envelope": "Envelope",
     "messages.message": "Command Event Message Query",
+    "messages.recorded": "RecordedEvent",
     "messages.registry": "Registry",
     "messages.validation": "validate_in_range validate_max_length validate_min_length validate_non_negative "
     "validate_not_empty validate_one_of validate_positive",

@@ -29,7 +29,7 @@ _NOTHING: Final[dict[str, Any]] = {}
 if TYPE_CHECKING:
     from typing_extensions import TypeVar  # its default spares strict users a type argument
 
-    from message_bus.eventsourcing.stores.recorded import RecordedEvent
+    from message_bus.messages.recorded import RecordedEvent
 
     R_co = TypeVar("R_co", covariant=True, default=Any)
 

@@ -18,10 +18,10 @@ from message_bus._compat import result_of
 from message_bus.bus.context import Context
 from message_bus.errors import SettingsError
 from message_bus.eventsourcing.projections.projection import Projection
-from message_bus.eventsourcing.stores.recorded import RecordedEvent
 from message_bus.messages.definition import definition_of
 from message_bus.messages.envelope import Envelope, new_envelope
 from message_bus.messages.message import Message
+from message_bus.messages.recorded import RecordedEvent
 
 
 class ProjectionTester:

@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
-from message_bus.eventsourcing.stores.recorded import RecordedEvent
 from message_bus.eventsourcing.stores.sqlalchemy_store import SQLAlchemyEventStore
+from message_bus.messages.recorded import RecordedEvent
 from message_bus.storage.logs import EVENT_LOG
 from message_bus.storage.tables import MessageBusTables
 from message_bus.storage.watermark import Watermark

@@ -13,11 +13,11 @@ import pytest
 from message_bus.errors import ConcurrencyError, DuplicateEvent, SettingsError, UnknownEventType
 from message_bus.eventsourcing.stores.event_types import EventTypes
 from message_bus.eventsourcing.stores.in_memory_store import InMemoryEventStore
-from message_bus.eventsourcing.stores.recorded import RecordedEvent
 from message_bus.eventsourcing.stores.store import Snapshot
 from message_bus.messages.envelope import new_envelope
 from message_bus.messages.ids import uuid7
 from message_bus.messages.message import Event
+from message_bus.messages.recorded import RecordedEvent
 from message_bus.messages.registry import Registry
 from message_bus.testing.event_store_messages import AccountOpened, Deposited, contract_registry
 

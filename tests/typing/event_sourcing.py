@@ -12,11 +12,11 @@ from message_bus.eventsourcing.aggregates.aggregate_repository_async import Asyn
 from message_bus.eventsourcing.aggregates.conflicts import retry_on_conflict
 from message_bus.eventsourcing.stores.in_memory_store import InMemoryAsyncEventStore, InMemoryEventStore
 from message_bus.eventsourcing.stores.postgresql_store import PostgreSQLEventStore
-from message_bus.eventsourcing.stores.recorded import RecordedEvent
 from message_bus.eventsourcing.stores.sqlalchemy_store import SQLAlchemyEventStore
 from message_bus.eventsourcing.stores.sqlalchemy_store_async import AsyncSQLAlchemyEventStore
 from message_bus.eventsourcing.stores.sqlite_store import SQLiteEventStore
 from message_bus.eventsourcing.when import when
+from message_bus.messages.recorded import RecordedEvent
 from message_bus.testing.given_when_then import AggregateOutcome, AggregateScenario
 
 

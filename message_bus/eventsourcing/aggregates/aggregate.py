@@ -21,8 +21,8 @@ from message_bus.errors import EventNotHandled, InvalidSnapshot, NotAMessage, Se
 from message_bus.eventsourcing.aggregates import handling, state
 from message_bus.eventsourcing.aggregates.aggregate_checks import problems_of
 from message_bus.eventsourcing.aggregates.history import History, is_immutable
-from message_bus.eventsourcing.stores.recorded import RecordedEvent
 from message_bus.messages.message import STORED, Event
+from message_bus.messages.recorded import RecordedEvent
 from message_bus.messages.repairs import resolve_local_annotations
 
 if TYPE_CHECKING:

@@ -22,9 +22,9 @@ from message_bus.eventsourcing.aggregates.pairing import (
     savepoint,
 )
 from message_bus.eventsourcing.aggregates.snapshotting import is_due, is_usable, snapshot_of
-from message_bus.eventsourcing.stores.recorded import RecordedEvent
 from message_bus.eventsourcing.stores.store import EventStore, Snapshot
 from message_bus.messages import Event, definition_of
+from message_bus.messages.recorded import RecordedEvent
 from message_bus.repositories.outbox_message import OutboxMessage
 from message_bus.repositories.registering import register
 

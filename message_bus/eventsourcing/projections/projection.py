@@ -46,8 +46,8 @@ from message_bus.storage.tables import MessageBusTables
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession, async_scoped_session
 
-    from message_bus.eventsourcing.stores.recorded import RecordedEvent
     from message_bus.messages.envelope import Envelope
+    from message_bus.messages.recorded import RecordedEvent
 
     SyncSession = Session | scoped_session[Any] | Connection
     AnyAsyncSession = AsyncSession | async_scoped_session[Any] | AsyncConnection

@@ -13,12 +13,12 @@ from uuid import UUID
 import msgspec
 
 from message_bus.errors import InvalidMessage, NotAMessage, SettingsError
-from message_bus.eventsourcing.stores.recorded import RecordedEvent
 from message_bus.eventsourcing.stores.store import Savable, Snapshot
 from message_bus.messages.definition import definition_of
 from message_bus.messages.envelope import CAUSATION_ID, CORRELATION_ID, Envelope, child_headers
 from message_bus.messages.ids import uuid7
 from message_bus.messages.message import Event
+from message_bus.messages.recorded import RecordedEvent
 
 TRACEPARENT: Final = "traceparent"
 _HANDED_ON: Final = (TRACEPARENT, "tracestate")

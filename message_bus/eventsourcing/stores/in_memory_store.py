@@ -26,9 +26,9 @@ from message_bus.eventsourcing.stores.encoding import (
     repeated_id,
 )
 from message_bus.eventsourcing.stores.event_types import EventTypes
-from message_bus.eventsourcing.stores.recorded import RecordedEvent, StoredRow, mark_stored
 from message_bus.eventsourcing.stores.store import Savable, Snapshot
 from message_bus.messages.message import Event
+from message_bus.messages.recorded import RecordedEvent, StoredRow, mark_stored
 from message_bus.messages.registry import Registry
 
 

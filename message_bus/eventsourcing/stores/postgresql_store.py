@@ -18,10 +18,10 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from message_bus.errors import SettingsError, WiringError
 from message_bus.eventsourcing.stores.deleting_async import delete_stream_async
 from message_bus.eventsourcing.stores.event_types import EventTypes
-from message_bus.eventsourcing.stores.recorded import RecordedEvent
 from message_bus.eventsourcing.stores.sqlalchemy_store_async import AsyncSQLAlchemyEventStore
 from message_bus.eventsourcing.stores.store import Savable, Snapshot
 from message_bus.messages.message import Event
+from message_bus.messages.recorded import RecordedEvent
 from message_bus.messages.registry import Registry
 from message_bus.repositories.targets import DEFAULT_TABLES
 from message_bus.storage.logs import EVENT_LOG

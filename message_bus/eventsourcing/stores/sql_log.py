@@ -25,13 +25,6 @@ from message_bus.eventsourcing.stores.encoding import (
     repeated_id,
 )
 from message_bus.eventsourcing.stores.event_types import EventTypes
-from message_bus.eventsourcing.stores.recorded import (
-    PackedRow,
-    RecordedEvent,
-    StoredRow,
-    envelope_of,
-    instant,
-)
 from message_bus.eventsourcing.stores.sql_statements import (
     Statements,
     insert_events,
@@ -42,6 +35,13 @@ from message_bus.eventsourcing.stores.sql_statements import (
 from message_bus.eventsourcing.stores.store import Savable, Snapshot
 from message_bus.messages.keys import key_hash
 from message_bus.messages.message import STORED, Event
+from message_bus.messages.recorded import (
+    PackedRow,
+    RecordedEvent,
+    StoredRow,
+    envelope_of,
+    instant,
+)
 from message_bus.storage import event_statements
 from message_bus.storage.driver import Rendered
 from message_bus.storage.insert_dialects import database_of

@@ -19,10 +19,10 @@ from message_bus._compat import on_sync_connection, pause, plain_session
 from message_bus.errors import WiringError
 from message_bus.eventsourcing.stores.encoding import check_number, names_of_types
 from message_bus.eventsourcing.stores.event_types import EventTypes
-from message_bus.eventsourcing.stores.recorded import RecordedEvent
 from message_bus.eventsourcing.stores.sql_log import COLOURS, SQLLog
 from message_bus.eventsourcing.stores.store import Savable, Snapshot
 from message_bus.messages.message import Event
+from message_bus.messages.recorded import RecordedEvent
 from message_bus.messages.registry import Registry
 from message_bus.repositories import bells
 from message_bus.repositories.targets import DEFAULT_TABLES

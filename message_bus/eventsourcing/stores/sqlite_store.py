@@ -17,10 +17,10 @@ from sqlalchemy.exc import SQLAlchemyError
 from message_bus.errors import SettingsError, WiringError
 from message_bus.eventsourcing.stores.deleting import delete_stream
 from message_bus.eventsourcing.stores.event_types import EventTypes
-from message_bus.eventsourcing.stores.recorded import RecordedEvent
 from message_bus.eventsourcing.stores.sqlalchemy_store import SQLAlchemyEventStore
 from message_bus.eventsourcing.stores.store import Savable, Snapshot
 from message_bus.messages.message import Event
+from message_bus.messages.recorded import RecordedEvent
 from message_bus.messages.registry import Registry
 from message_bus.repositories.targets import DEFAULT_TABLES
 from message_bus.storage.logs import EVENT_LOG

@@ -13,9 +13,9 @@ from datetime import UTC, datetime
 from typing import Any, Protocol
 
 from message_bus.errors import SettingsError
-from message_bus.eventsourcing.stores.recorded import RecordedEvent
 from message_bus.messages.envelope import Envelope
 from message_bus.messages.message import Event
+from message_bus.messages.recorded import RecordedEvent
 
 Savable = Event | Envelope | RecordedEvent
 """What can be saved: an event, or one in an envelope whose id, meta and headers are to be kept."""
