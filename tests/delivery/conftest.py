@@ -1,9 +1,11 @@
 """The application under test, on each database."""
 
 import pytest
+import sqlalchemy as sa
 from sqlalchemy.orm import Session, sessionmaker
 
 from message_bus import MessageBusTables
+from tests.conftest import OF_THE_OUTBOX
 from tests.delivery.world import World
 
 
@@ -13,3 +15,9 @@ def world(session_factory: sessionmaker[Session], tables: MessageBusTables) -> W
     made = World(session_factory, tables)
     made.settings()
     return made
+
+
+@pytest.fixture(scope="session")
+def made_tables() -> tuple[sa.Table, ...]:
+    """No test here knows of events."""
+    return OF_THE_OUTBOX

@@ -11,6 +11,7 @@ import pytest
 import sqlalchemy as sa
 
 from message_bus import FixedDelay
+from tests.conftest import OF_THE_OUTBOX
 from tests.delivery.world import Noted, Pay, Placed, World
 
 pytestmark = pytest.mark.postgresql
@@ -85,7 +86,7 @@ def test_rows_that_the_handlers_role_may_not_see_are_not_lost(world: World, engi
     """W9: a handler that changes the role of its transaction would make row-level security hide the next rows."""
     role = f"tenant_{world.tables.outbox.name[:5]}_{id(world)}"
     outbox = world.tables.outbox.name
-    tables = ", ".join(table.name for table in world.tables.all)
+    tables = ", ".join(table.name for table in OF_THE_OUTBOX)
 
     def becomes_somebody_else(event: Noted, context: Any) -> None:
         context.db_session.execute(sa.text(f"SET LOCAL ROLE {role}"))

@@ -20,7 +20,7 @@ from sqlalchemy.util import greenlet_spawn
 from message_bus.repositories.late_writing import buffer
 from message_bus.repositories.outbox_message import OutboxMessage
 from message_bus.storage.sqlite import configure_sqlite
-from tests.conftest import TABLES
+from tests.conftest import OF_THE_OUTBOX, TABLES
 
 DRIVERS: Final = {
     "sqlite": "sqlite+pysqlite",
@@ -196,3 +196,9 @@ def listen() -> Iterator[Callable[..., None]]:
     yield add
     for target, name, function in made:
         event.remove(target, name, function)
+
+
+@pytest.fixture(scope="session")
+def made_tables() -> tuple[sa.Table, ...]:
+    """No test here knows of events."""
+    return OF_THE_OUTBOX

@@ -9,6 +9,7 @@ import pytest
 import sqlalchemy as sa
 
 from message_bus.storage.tables import MessageBusTables
+from tests.conftest import OF_THE_OUTBOX
 from tests.watermark.readers import AsyncReader, Log, Reader
 
 
@@ -48,3 +49,9 @@ def make_reader(
 def reader(make_reader: Callable[[], Reader]) -> Reader:
     """One reader that has read nothing yet."""
     return make_reader()
+
+
+@pytest.fixture(scope="session")
+def made_tables() -> tuple[sa.Table, ...]:
+    """No test here knows of events."""
+    return OF_THE_OUTBOX
