@@ -113,8 +113,9 @@ class AsyncWatcher:
             self._take_in(seen)
             pause = self._pace.next(seen)
             if self._is_sleepy(seen):
-                await connection.execute(self._fall_asleep, {"asleep": ASLEEP.total_seconds()})
-                continue  # who has drawn a position before that may not have seen it
+                noted = await connection.execute(self._fall_asleep, {"asleep": ASLEEP.total_seconds()})
+                if noted.first() is not None:
+                    continue  # who has drawn a position before that may not have seen it
             if await self._wait(pause, stirs, rings) and seen is not None and seen.asleep_until is not None:
                 await connection.execute(self._wake_up, {"seen": seen.asleep_until})
 
@@ -173,6 +174,7 @@ class AsyncHousekeeper:
         self._retention = retention
         self._said: frozenset[str] = frozenset()
         self._next_round = 0.0
+        self._known_still: set[tuple[str, int, int]] = set()
         self._met_read_only = False
         self._backoff = Backoff()
 
@@ -180,7 +182,7 @@ class AsyncHousekeeper:
         """Do a round each minute, and when a delayed message is due. Raises: WiringError, as the engine."""
         board = self._board
         while not board.stop.asked:
-            posts, is_round = board.posts, monotonic() >= self._next_round
+            posts, is_round = board.posts, monotonic() >= self._next_round or self._is_told()
             try:
                 async with AsyncExitStack() as stack:
                     session = await stack.enter_async_context(self._sessions())
@@ -223,11 +225,24 @@ class AsyncHousekeeper:
 
     def _is_due(self) -> bool:
         seen = self._board.signs
-        return seen is not None and seen.scheduled is not None and seen.scheduled <= seen.now
+        is_scheduled = seen is not None and seen.scheduled is not None and seen.scheduled <= seen.now
+        return is_scheduled or self._is_told()
+
+    def _is_told(self) -> bool:
+        """Whether somebody has decided something about a subscription that does not run: where it starts, say."""
+        return not self._standing_still() <= self._known_still
+
+    def _standing_still(self) -> set[tuple[str, int, int]]:
+        """Name, partition and revision of those that do not run, by the last signs."""
+        seen = self._board.signs
+        parts = {} if seen is None else seen.parts
+        return {(*key, part.revision) for key, part in parts.items() if not part.active}
 
     async def _work(self, session: AsyncSession, *, is_round: bool) -> None:
         if is_round:
+            still = self._standing_still()
             self._next_round = monotonic() + await self._ensure(session)
+            self._known_still = still
         if self._tables.source_log == OUTBOX_LOG and await promote_due_async(session, self._tables):
             self._board.ring()
         if is_round and self._retention is not None:

@@ -69,7 +69,11 @@ def complete_late(tables: MessageBusTables) -> Update:
     d, o = tables.delivery, tables.source
     return (
         update(d)
-        .where(d.c.subscription == bindparam("of_subscription"), d.c.position == o.c.position)
+        .where(
+            d.c.subscription == bindparam("of_subscription"),
+            d.c.state == HELD,
+            d.c.position == o.c.position,
+        )
         .values(key=o.c.key, key_hash=o.c.key_hash)
     )
 

@@ -21,7 +21,9 @@ from message_bus import (
     MessageBusTables,
     Relay,
     SettingsError,
+    SQLAlchemyOutBoxRepo,
     Subscription,
+    Subscriptions,
     Unavailable,
 )
 from tests.delivery.world import EFFECT, Noted, World, placed
@@ -278,3 +280,24 @@ def test_concurrent_handlers_too(
     with Relay(bus, engine) as relay:
         relay.wait_until_idle()
     assert done == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.postgresql
+def test_a_subscription_that_is_told_where_to_start_begins_at_once(world: World, relay_for: Relays) -> None:
+    """A relay that runs hears an operator's decision, and the end of who wrote, long before its next round (S4)."""
+    world.register(Noted(n=1))
+    world.process()
+    late = DispatchOutboxHandler(handlers={Noted: [world.on_noted]}, subscription=Subscription(name="late"))
+    world.bus.set_outbox_handlers([*world.bus.outbox_handlers, late])
+    with relay_for() as relay, world.sessions() as writer:
+        relay.wait_until_idle()
+        wait_until(lambda: relay.health().partitions["late[0]"] == "idle")
+        repo = SQLAlchemyOutBoxRepo(writer, tables=world.tables)
+        world.bus.register_outbox_message(repo, Noted(n=2))
+        repo.flush()
+        with world.sessions.begin() as session:
+            Subscriptions(session, tables=world.tables).start("late", "now", by="a test")
+        writer.commit()
+        wait_until(lambda: world.effects().count("2") == 2)
+        relay.wait_until_idle()
+    assert world.effects().count("1") == 1
