@@ -235,8 +235,13 @@ class AsyncHousekeeper:
     def _standing_still(self) -> set[tuple[str, int, int]]:
         """Name, partition and revision of those that do not run, by the last signs."""
         seen = self._board.signs
-        parts = {} if seen is None else seen.parts
-        return {(*key, part.revision) for key, part in parts.items() if not part.active}
+        if seen is None:
+            return set()
+        return {
+            (name, partition, part.revision)
+            for (name, partition), part in seen.parts.items()
+            if not part.active
+        }
 
     async def _work(self, session: AsyncSession, *, is_round: bool) -> None:
         if is_round:
