@@ -55,4 +55,5 @@ def test_a_read_only_server(scenario: Scenario, make: str) -> None:
         wait_until(lambda: "the database is back" in relay.errors, timeout=20)
         assert relay.code is None, relay.errors
         said = [line for line in relay.errors.splitlines() if " message_bus.relay: the database" in line]
-        assert ["out of reach" in line for line in said] == [True, False], said
+        # once; or twice, if a connection was made between the two statements of `read_only`, and met it before the others
+        assert ["out of reach" in line for line in said] in ([True, False], [True, False] * 2), said
