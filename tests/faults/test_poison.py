@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Final
 
@@ -17,6 +18,7 @@ from tests.faults import app
 from tests.faults.app import ONCE, SENDER, Moved, Settings
 from tests.faults.conftest import Scenario
 from tests.faults.deploys import version
+from tests.faults.nursery import Child
 from tests.faults.scenario import APPS, Run, seconds
 from tests.waiting import wait_until
 
@@ -45,13 +47,20 @@ def dead(run: Run) -> dict[tuple[str, int], Any]:
 
 
 def keep_alive(
-    run: Run, make: str, killers: set[int], code: int, *, relays: int = 1, until: float = 0.0
+    run: Run,
+    make: str,
+    killers: set[int],
+    code: int,
+    *,
+    relays: Sequence[Child] = (),
+    until: float = 0.0,
 ) -> int:
-    """Start a relay for each that has died, until all is delivered; how many have died.
+    """Start a relay for each that has died, until all is delivered; how many have died. `relays`: all that are there.
 
-    Whenever all are dead, what is recorded may put the blame on nobody but `killers`.
+    Whenever all are dead, what is recorded may put the blame on nobody but `killers`. (One that lives may be trying
+    an innocent one.)
     """
-    alive = [run.relay(make, lease=1) for _ in range(relays)]
+    alive = list(relays) or [run.relay(make, lease=1)]
     deaths = 0
     ends_at = time.monotonic() + 120
     while not (run.is_delivered() and time.monotonic() >= until):
@@ -137,7 +146,7 @@ def test_poison_among_many(scenario: Scenario, make: str) -> None:
                 time.sleep(0.02)
             writers.stop()
             killers = {each.n for each in writers.acknowledged if each.does == "kill"}
-            keep_alive(run, make, killers, KILLED, relays=2)
+            keep_alive(run, make, killers, KILLED, relays=relays)
         assert {n for _, n in dead(run)} <= killers
         assert len(dead(run)) == 2 * len(killers)
 
