@@ -291,7 +291,8 @@ def test_a_subscription_that_is_told_where_to_start_begins_at_once(world: World,
     world.bus.set_outbox_handlers([*world.bus.outbox_handlers, late])
     with relay_for() as relay, world.sessions() as writer:
         relay.wait_until_idle()
-        wait_until(lambda: relay.health().partitions["late[0]"] == "idle")
+        state = sa.select(world.tables.subscription.c.state).where(world.tables.subscription.c.name == "late")
+        wait_until(lambda: world.rows(state) == [("idle",)])
         repo = SQLAlchemyOutBoxRepo(writer, tables=world.tables)
         world.bus.register_outbox_message(repo, Noted(n=2))
         repo.flush()
