@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import uuid4
 
@@ -174,7 +174,7 @@ class Shop:
     @property
     def admin(self) -> Projections:
         """What operators have; a rebuild that was killed is waited for a second."""
-        return Projections(self.sessions, tables=self.tables, lease=timedelta(seconds=1))
+        return Projections(self.sessions, tables=self.tables, lease=timedelta(seconds=20))
 
     def run_as(self, projection: Totals) -> None:
         """Let this be the projection that runs."""
@@ -193,6 +193,12 @@ class Shop:
                 self.bus.register_outbox_message(SQLAlchemyOutBoxRepo(session, tables=self.tables), event)
         elif events:
             append_events(session, self.tables, *events)
+
+    def expire_leases(self) -> None:
+        """End the leases of those who are dead, without waiting."""
+        s = self.tables.subscription
+        with self.sessions.begin() as session:
+            session.execute(sa.update(s).values(lease_until=datetime(2020, 1, 1, tzinfo=UTC)))
 
     def process(self, *, lease: timedelta = timedelta(seconds=30), **options: Any) -> OutboxReport:
         """One process_outbox with the projection."""

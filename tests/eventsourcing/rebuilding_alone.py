@@ -18,7 +18,7 @@ from message_bus.eventsourcing.projections import rebuilding
 from message_bus.eventsourcing.projections.projections_admin import Projections
 from tests.eventsourcing.projecting import Totals, projection_of
 
-LEASE = timedelta(seconds=1)
+LEASE = timedelta(seconds=20)
 
 
 def main(arguments: list[str]) -> None:

@@ -192,6 +192,7 @@ def test_a_rebuild_killed_with_sigkill_goes_on_where_it_was(
     with pytest.raises(RebuildRefused, match="another process is building it"):
         shop.admin.drop("totals", building=True)
     fill(shop, 10)
+    shop.expire_leases()
     again = rebuild(0)
     assert again.returncode == 0, again.stderr
     shop.admin.swap(shop.projection)
