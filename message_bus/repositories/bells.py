@@ -1,7 +1,7 @@
 """Tells relays of this process that messages have just been committed here, so that they need not look.
 
-A relay hangs up a bell while it lives; the late writing rings after each commit that wrote messages. A lost ring loses
-nothing: a relay looks by itself, only later.
+A relay hangs up a bell while it lives; the late writing rings after each commit that wrote messages, event stores
+after each that saved events. A lost ring loses nothing: a relay looks by itself, only later.
 """
 
 from __future__ import annotations
@@ -14,9 +14,8 @@ from sqlalchemy.orm import Session
 from message_bus.storage.logs import EVENT_LOG, OUTBOX_LOG
 
 Bell = Callable[[], object]
-_bells: tuple[
-    tuple[str | None, Bell], ...
-] = ()  # replaced, never changed: commits of other threads may be going through it
+# replaced, never changed: commits of other threads may be going through it
+_bells: tuple[tuple[str | None, Bell], ...] = ()
 _SAVED = "message_bus.events_saved"  # in Session.info
 
 

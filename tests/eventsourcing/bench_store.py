@@ -315,8 +315,8 @@ def reading(engine: sa.Engine, rounds: int) -> bool:
 @contextmanager
 def database(url: str | None) -> Iterator[sa.URL]:
     """A PostgreSQL database of our own, dropped at the end."""
-    server = None if url else PostgreSQL.start()
-    base = sa.make_url(url or server.url)  # type: ignore[union-attr]
+    server = PostgreSQL.start() if url is None else None
+    base = sa.make_url(server.url if server is not None else url)
     name = f"bench_store_{uuid4().hex[:8]}"
     administration = sa.create_engine(base, isolation_level="AUTOCOMMIT", poolclass=sa.NullPool)
     with administration.connect() as connection:
