@@ -22,7 +22,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PYTHONUNBUFFERED := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-sa20 test-matrix faults load bench fast format unasync clean
+.PHONY: help demo docs test test-sa20 test-matrix faults load bench fast format unasync clean
 .PHONY: check check-format check-lint check-twins check-imports check-mypy check-pyright
 
 help:  ## Show this help
@@ -35,8 +35,8 @@ demo: $(VENV)/.runtime  ## Run the demo: a small shop on SQLite
 test: $(VENV)/.test  ## Run the whole suite on SQLite and a throw-away PostgreSQL
 	$(BIN)/python -m pytest $(PYTEST_FLAGS) $(TESTS) $(ARGS)
 
-test-sa20: $(VENV_SA20)/.test  ## Run the tests that touch a database on SQLAlchemy 2.0
-	$(VENV_SA20)/bin/python -m pytest $(PYTEST_FLAGS) $(STORAGE_TESTS) $(ARGS)
+test-sa20: $(VENV_SA20)/.test  ## Run the tests that touch a database, but for the slow ones, on SQLAlchemy 2.0
+	$(VENV_SA20)/bin/python -m pytest $(PYTEST_FLAGS) -m "not slow and not faults and not load" $(STORAGE_TESTS) $(ARGS)
 
 test-matrix: $(VENV)/.test  ## Run the suite on every Python 3.11-3.14 found here, each with SQLAlchemy 2.0 and 2.1
 	$(BIN)/python tests/tools/matrix.py -- $(PYTEST_FLAGS) $(TESTS) $(ARGS)
@@ -71,6 +71,10 @@ check-mypy: $(VENV)/.lint  ## Types, by mypy --strict
 check-pyright: $(VENV)/.lint  ## Types, by pyright
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
+docs: $(VENV)/.docs  ## Build the documentation into docs/_site; a warning is an error
+	$(BIN)/python -m sphinx -b html -q -j auto -n -W --keep-going -d docs/_site/.doctrees docs docs/_site
+	@echo "docs/_site/index.html"
+
 fast: $(VENV)/.test  ## Run the tests that need no PostgreSQL and are not slow
 	$(BIN)/python -m pytest $(PYTEST_FLAGS) -m "not postgresql and not slow and not faults and not load" $(TESTS) $(ARGS)
 
@@ -82,7 +86,8 @@ unasync: $(VENV)/.test  ## Generate the sync twins x.py from x_async.py
 	$(BIN)/python tests/tools/unasync.py
 
 clean:  ## Remove environments, caches and build results
-	rm -rf .venv .venv-sa20 .venv-matrix build dist .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv .venv-sa20 .venv-matrix build dist docs/_site \
+	  .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # --- environments: a stamp is as old as the pyproject.toml that it was made from -------------------------------------
@@ -104,6 +109,10 @@ $(VENV)/.test: $(VENV)/.runtime
 
 $(VENV)/.lint: $(VENV)/.test
 	$(BIN)/python -m pip install --quiet --group lint
+	@touch $@
+
+$(VENV)/.docs: $(VENV)/.test
+	$(BIN)/python -m pip install --quiet --group docs
 	@touch $@
 
 $(VENV_SA20)/.test: $(VENV_SA20)/.made pyproject.toml

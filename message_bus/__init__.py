@@ -45,6 +45,7 @@ if TYPE_CHECKING:
         DuplicateEvent,
         EventNotHandled,
         HandlerNotFound,
+        InvalidCloudEvent,
         InvalidMessage,
         InvalidOutboxMessage,
         InvalidSnapshot,
@@ -60,6 +61,7 @@ if TYPE_CHECKING:
         Reject,
         RetryLater,
         SagaChanged,
+        SagaNotFound,
         SchemaError,
         SessionOwnedBySubscription,
         SettingsError,
@@ -95,6 +97,9 @@ if TYPE_CHECKING:
     from message_bus.eventsourcing.stores.sqlite_store import SQLiteEventStore
     from message_bus.eventsourcing.stores.store import AsyncEventStore, EventStore, Snapshot
     from message_bus.eventsourcing.when import when
+    from message_bus.messages.cloudevents.bindings import CloudEventMessage
+    from message_bus.messages.cloudevents.reader import CloudEventReader
+    from message_bus.messages.cloudevents.writer import CloudEventWriter
     from message_bus.messages.envelope import Envelope
     from message_bus.messages.message import Command, Event, Message, Query
     from message_bus.messages.recorded import RecordedEvent
@@ -108,6 +113,10 @@ if TYPE_CHECKING:
         validate_one_of,
         validate_positive,
     )
+    from message_bus.observability.jaeger import JaegerTracer, TracingConfig, get_tracer, init_tracing
+    from message_bus.observability.observer import Observer
+    from message_bus.observability.opentelemetry import Telemetry
+    from message_bus.observability.prometheus import MetricConfig, MetricOperationType, PrometheusMetrics
     from message_bus.outbox_handlers.base import AsyncOutboxHandlerABC, OutboxHandlerABC
     from message_bus.outbox_handlers.dispatch import DispatchOutboxHandler
     from message_bus.relay.async_relay import AsyncRelay
@@ -149,9 +158,9 @@ _NAMES_OF: dict[str, str] = {
     "delivery.subscription": "Subscription",
     "errors": "AggregateNotFound AsyncHandlerOnSyncBus CascadeLimitExceeded ConcurrencyError "
     "ConflictError DeliveryError DispatchEnded DuplicateEvent EventNotHandled "
-    "HandlerNotFound InvalidMessage InvalidOutboxMessage InvalidSnapshot LeaseLost "
+    "HandlerNotFound InvalidCloudEvent InvalidMessage InvalidOutboxMessage InvalidSnapshot LeaseLost "
     "MessageBusError MessageDecodeError MessageDefinitionError NotAMessage PositionBehind "
-    "ProjectionNotReady QueryNotSendable RebuildRefused Reject RetryLater SagaChanged "
+    "ProjectionNotReady QueryNotSendable RebuildRefused Reject RetryLater SagaChanged SagaNotFound "
     "SchemaError SessionOwnedBySubscription SettingsError Unavailable UnflushedWork "
     "UnknownEventType UnknownMessageType UnsupportedDatabase UnwrittenMessages "
     "ValidationError WiringError",
@@ -178,12 +187,19 @@ _NAMES_OF: dict[str, str] = {
     "eventsourcing.stores.sqlite_store": "SQLiteEventStore",
     "eventsourcing.stores.store": "AsyncEventStore EventStore Snapshot",
     "eventsourcing.when": "when",
+    "messages.cloudevents.bindings": "CloudEventMessage",
+    "messages.cloudevents.reader": "CloudEventReader",
+    "messages.cloudevents.writer": "CloudEventWriter",
     "messages.envelope": "Envelope",
     "messages.message": "Command Event Message Query",
     "messages.recorded": "RecordedEvent",
     "messages.registry": "Registry",
     "messages.validation": "validate_in_range validate_max_length validate_min_length validate_non_negative "
     "validate_not_empty validate_one_of validate_positive",
+    "observability.jaeger": "JaegerTracer TracingConfig get_tracer init_tracing",
+    "observability.observer": "Observer",
+    "observability.opentelemetry": "Telemetry",
+    "observability.prometheus": "MetricConfig MetricOperationType PrometheusMetrics",
     "outbox_handlers.base": "AsyncOutboxHandlerABC OutboxHandlerABC",
     "outbox_handlers.dispatch": "DispatchOutboxHandler",
     "relay.async_relay": "AsyncRelay",
@@ -231,6 +247,9 @@ __all__ = [
     "CancelReport",
     "CascadeLimitExceeded",
     "ChosenLetter",
+    "CloudEventMessage",
+    "CloudEventReader",
+    "CloudEventWriter",
     "Command",
     "CommandHandler",
     "CommandHandlerABC",
@@ -260,9 +279,11 @@ __all__ = [
     "InMemoryMessageBus",
     "InMemoryOutBox",
     "InMemoryOutBoxRepo",
+    "InvalidCloudEvent",
     "InvalidMessage",
     "InvalidOutboxMessage",
     "InvalidSnapshot",
+    "JaegerTracer",
     "Lag",
     "LeaseLost",
     "LinearBackoff",
@@ -273,7 +294,10 @@ __all__ = [
     "MessageBusTables",
     "MessageDecodeError",
     "MessageDefinitionError",
+    "MetricConfig",
+    "MetricOperationType",
     "Middleware",
+    "Observer",
     "Module",
     "NoRetry",
     "NotAMessage",
@@ -289,6 +313,7 @@ __all__ = [
     "Projection",
     "ProjectionNotReady",
     "Projections",
+    "PrometheusMetrics",
     "Query",
     "QueryNotSendable",
     "RebuildRefused",
@@ -303,6 +328,7 @@ __all__ = [
     "SQLiteEventStore",
     "Saga",
     "SagaChanged",
+    "SagaNotFound",
     "SagaContext",
     "SagaOutcome",
     "SagaStep",
@@ -316,6 +342,8 @@ __all__ = [
     "SubscriptionChange",
     "SubscriptionReport",
     "Subscriptions",
+    "Telemetry",
+    "TracingConfig",
     "Unavailable",
     "UnflushedWork",
     "UnknownEventType",
@@ -329,7 +357,9 @@ __all__ = [
     "correlate",
     "delete_stream",
     "delete_stream_async",
+    "get_tracer",
     "in_thread",
+    "init_tracing",
     "retry_on_conflict",
     "validate_in_range",
     "validate_max_length",

@@ -165,11 +165,20 @@ class Ticker:
 
 
 class AsyncTicker:
-    """Calls `beat` every `interval` in a task of its own until it is stopped or `beat` returns False."""
+    """Calls `beat` every `interval` in a task of its own until it is stopped or `beat` returns False.
+
+    At its end a beat in hand is awaited, as a thread would be: one that is cancelled in the middle of a statement may leave
+    its connection behind with a transaction open, and on SQLite nobody could write any more (seen with aiosqlite 0.22).
+    It is cancelled only with whoever waits for it, or when it has taken so long that its network must be gone.
+    """
+
+    longest_beat = 60.0
+    """Seconds: twice as long as SQLite waits for its turn to write."""
 
     def __init__(self, beat: Callable[[], Awaitable[bool]], interval: timedelta) -> None:
         self._beat = beat
         self._interval = interval.total_seconds()
+        self._stopped = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> AsyncTicker:
@@ -178,14 +187,29 @@ class AsyncTicker:
 
     async def __aexit__(self, *exc: object) -> None:
         assert self._task is not None
-        self._task.cancel()
-        await asyncio.gather(self._task, return_exceptions=True)
+        self._stopped.set()
+        try:
+            done, _ = await asyncio.wait((self._task,), timeout=self.longest_beat)
+        except asyncio.CancelledError:
+            self._task.cancel()
+            raise
+        if not done:
+            self._task.cancel()
+            await asyncio.wait((self._task,))
+        if not self._task.cancelled():
+            self._task.exception()  # asked for, so that nobody is told that it was not
 
     async def _run(self) -> None:
-        while True:
-            await asyncio.sleep(self._interval)
+        while not await self._is_stopped_within(self._interval):
             if not await self._beat():
                 return
+
+    async def _is_stopped_within(self, seconds: float) -> bool:
+        try:
+            async with asyncio.timeout(seconds):
+                return await self._stopped.wait()
+        except TimeoutError:
+            return False
 
 
 async def on_sync_connection_async(

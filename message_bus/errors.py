@@ -243,6 +243,17 @@ class AggregateNotFound(MessageBusError, LookupError, ValueError):
         self.aggregate_id = aggregate_id
 
 
+class SagaNotFound(MessageBusError, LookupError):
+    """A saga was to be gone on with that was never started under this id."""
+
+    def __init__(self, name: str, saga_id: str) -> None:
+        super().__init__(
+            f"there is no saga {name!r} with the id {saga_id!r} (start it: saga.run(sessions, saga_id, arguments))"
+        )
+        self.name = name
+        self.saga_id = saga_id
+
+
 class SagaChanged(WiringError):
     """A saga that was started cannot go on: its steps or its arguments are not those it was started with."""
 
@@ -293,14 +304,20 @@ class ProjectionNotReady(Unavailable):
 
 
 class UnknownMessageType(DeliveryError):
-    """A row names a message type that the bus does not know (yet: in a rolling deploy an old worker meets new types)."""
+    """A row names a message type that the bus does not know (yet: in a rolling deploy an old worker meets new types).
 
-    def __init__(self, message_name: str) -> None:
+    `version`: that of the row, if the name is known and the class is older than that; else None.
+    """
+
+    def __init__(self, message_name: str, *, version: int | None = None, known: int | None = None) -> None:
         super().__init__(
             f"unknown message type {message_name!r} (register its class: bus.register_messages(...), "
             "bus.set_event_handlers() or bus.set_command_handler())"
+            if version is None
+            else _written_by_newer(message_name, version, known)
         )
         self.message_name = message_name
+        self.version = version
 
 
 class MessageDecodeError(DeliveryError, ValueError):
@@ -312,17 +329,31 @@ class MessageDecodeError(DeliveryError, ValueError):
         self.field = field
 
 
-class UnknownEventType(UnknownMessageType):
-    """A stored event has a type whose class the store does not know."""
+class InvalidCloudEvent(DeliveryError, ValueError):
+    """Something from outside is no CloudEvent that can be taken in; `attribute` names what is wrong, None: the whole of it.
 
-    def __init__(self, message_name: str) -> None:
-        super().__init__(message_name)
-        self.args = (
-            (
-                f"unknown event type {message_name!r} (import the module of its class before loading, or register it in the "
-                "Registry that the store is given as registry=)"
-            ),
-        )
+    Nobody here can mend it and another attempt ends the same way: tell the sender.
+    """
+
+    def __init__(self, attribute: str | None, reason: str) -> None:
+        what = "" if attribute is None else f"attribute {attribute!r} "
+        super().__init__(f"invalid CloudEvent: {what}{reason}")
+        self.attribute = attribute
+        self.reason = reason
+
+
+class UnknownEventType(UnknownMessageType):
+    """A stored event has a type whose class the store does not know, or knows in an older version only."""
+
+    def __init__(self, message_name: str, *, version: int | None = None, known: int | None = None) -> None:
+        super().__init__(message_name, version=version, known=known)
+        if version is None:
+            self.args = (
+                (
+                    f"unknown event type {message_name!r} (import the module of its class before loading, or register it "
+                    "in the Registry that the store is given as registry=)"
+                ),
+            )
 
 
 class SessionOwnedBySubscription(DeliveryError):
@@ -382,6 +413,14 @@ class RebuildRefused(ConflictError):
         super().__init__(f"projection {projection!r}: {'; '.join(problems)}")
         self.projection = projection
         self.problems = tuple(problems)
+
+
+def _written_by_newer(message_name: str, version: int, known: int | None) -> str:
+    here = "an older one" if known is None else f"version {known}"
+    return (
+        f"{message_name!r} was written in version {version}, by a newer process: the class here has {here} (deploy the newer "
+        "program here, too)"
+    )
 
 
 def names_of(values: Mapping[str, Any] | Sequence[str]) -> str:

@@ -6,7 +6,7 @@ database of its own, each test a schema of its own, found through `search_path`.
 transaction, a prepared one, a task or a thread behind fails.
 
 What happens around a test (its schema, the message_bus tables, the looking after) goes through one connection that a
-worker keeps, and the tables are made from a script: thousands of tests need them, and `create_all` has its own.
+worker keeps. Schemas with our tables are swept and used again (kept_schemas.py): thousands of tests need one.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from sqlalchemy.orm import Session, sessionmaker
 
 from message_bus.storage.sqlite import configure_sqlite
 from message_bus.storage.tables import MessageBusTables
+from tests.kept_schemas import KeptSchema
 from tests.servers import PostgreSQL, ServerNotAvailable
 from tests.waiting import wait_until
 
@@ -178,16 +179,33 @@ def administration(postgresql_url: sa.URL) -> Iterator[sa.Engine]:
     engine.dispose()
 
 
+@pytest.fixture(scope="session")
+def _kept_schemas() -> dict[str, KeptSchema]:
+    """What the last test of each kind has left: by the script that makes the tables."""
+    return {}
+
+
 @pytest.fixture
-def schema(administration: sa.Engine) -> Iterator[str]:
-    """The name of a fresh PostgreSQL schema; gone, with all that is in it, after the test."""
-    name = f"test_{uuid4().hex[:12]}"
+def schema(
+    request: pytest.FixtureRequest, administration: sa.Engine, _kept_schemas: dict[str, KeptSchema]
+) -> Iterator[str]:
+    """The name of a PostgreSQL schema of the test's own: fresh, or as good as fresh with the tables that it wants."""
+    kept: KeptSchema | None = None
     with administration.connect() as connection:
-        connection.exec_driver_sql(f"CREATE SCHEMA {name}")
+        if _asks_for_tables(request):
+            script = script_for(TABLES.metadata, request.getfixturevalue("made_tables"))
+            kept = _kept_schemas.pop(script, None) or KeptSchema.make(connection, script)
+            name = kept.name
+        else:
+            name = f"test_{uuid4().hex[:12]}"
+            connection.exec_driver_sql(f"CREATE SCHEMA {name}")
     yield name
     with administration.connect() as connection:
         left = clean_up(connection)
-        connection.exec_driver_sql(f"DROP SCHEMA IF EXISTS {name} CASCADE")
+        if kept is not None and not left and kept.sweep(connection):
+            _kept_schemas[kept.script] = kept
+        else:
+            connection.exec_driver_sql(f"DROP SCHEMA IF EXISTS {name} CASCADE")
     assert not left, f"the test left behind: {left}"
 
 
@@ -291,7 +309,7 @@ async def async_tables(request: pytest.FixtureRequest, async_engine: AsyncEngine
 
 
 OF_THE_OUTBOX: Final = (
-    TABLES.outbox, TABLES.schedule, TABLES.log, TABLES.subscription, TABLES.delivery, TABLES.inbox,
+    TABLES.outbox, TABLES.schedule, TABLES.log, TABLES.subscription, TABLES.delivery, TABLES.inbox, TABLES.history,
 )  # fmt: skip
 """Half of the tables, for half of the time: directories whose tests know no events override `made_tables` with them."""
 
@@ -302,11 +320,18 @@ def made_tables() -> tuple[sa.Table, ...]:
     return TABLES.all
 
 
+def _asks_for_tables(request: pytest.FixtureRequest) -> bool:
+    return not {"tables", "async_tables"}.isdisjoint(request.fixturenames)
+
+
 @pytest.fixture
-def _tables_on_postgresql(administration: sa.Engine, schema: str, made_tables: tuple[sa.Table, ...]) -> None:
-    script = script_for(TABLES.metadata, made_tables)
-    with administration.connect() as connection:
-        connection.exec_driver_sql(f"BEGIN; SET LOCAL search_path = {schema}; {script}; COMMIT")
+def _tables_on_postgresql(
+    request: pytest.FixtureRequest, administration: sa.Engine, schema: str, made_tables: tuple[sa.Table, ...]
+) -> None:
+    if not _asks_for_tables(request):  # it does so at run time
+        script = script_for(TABLES.metadata, made_tables)
+        with administration.connect() as connection:
+            connection.exec_driver_sql(f"BEGIN; SET LOCAL search_path = {schema}; {script}; COMMIT")
 
 
 @cache

@@ -5,6 +5,8 @@
     schedule_async.py -> schedule.py              delayed messages: list, cancel           delayed.py     the values (pure)
     status, doctor, why, retention                functions: status(), doctor(), why(), prune()
         overview.py, findings.py, life.py         their values; checks.py: what doctor looks at
+        history.py, emitted.py                    of a life: what has happened, what came of it
+    describe, export_message_schemas, ...         functions without a database; description*.py
     ground.py                                     what all of them stand on
 
 Each is about both logs, the outbox and the events. All but `prune` happens in the caller's transaction (G10). Operators
@@ -19,8 +21,23 @@ from typing import TYPE_CHECKING, Any
 
 from message_bus.admin.dead_letters import DeadLetters
 from message_bus.admin.delayed import CancelReport, ScheduledMessage
+from message_bus.admin.description.description import (
+    Delivery,
+    Description,
+    Guarantee,
+    HandlerDescription,
+    MessageDescription,
+    SagaDescription,
+    Setting,
+    StepDescription,
+    SubscriptionDescription,
+    WiringWarning,
+)
+from message_bus.admin.description.diagram import mermaid
 from message_bus.admin.doctor import doctor
+from message_bus.admin.emitted import Emitted
 from message_bus.admin.findings import Finding
+from message_bus.admin.history import HistoryEntry
 from message_bus.admin.letters import ChosenLetter, DeadLetter, DeadLetterReport
 from message_bus.admin.life import Fate, Life, Moment, Recorded
 from message_bus.admin.overview import DeadCount, EventLogStatus, Status, WatermarkStatus
@@ -30,9 +47,12 @@ from message_bus.admin.schedule import Schedule
 from message_bus.admin.status import status
 from message_bus.admin.subscriptions import Subscriptions
 from message_bus.admin.why import why
+from message_bus.messages.schemas.compatibility import MessageChange
 
 if TYPE_CHECKING:
     from message_bus.admin.dead_letters_async import AsyncDeadLetters
+    from message_bus.admin.description.schemas import check_message_schemas, export_message_schemas
+    from message_bus.admin.description.wiring import describe
     from message_bus.admin.doctor_async import async_doctor
     from message_bus.admin.retention_async import async_prune
     from message_bus.admin.schedule_async import AsyncSchedule
@@ -50,24 +70,41 @@ __all__ = [
     "DeadLetter",
     "DeadLetterReport",
     "DeadLetters",
+    "Delivery",
+    "Description",
+    "Emitted",
     "EventLogStatus",
     "Fate",
     "Finding",
+    "Guarantee",
+    "HandlerDescription",
+    "HistoryEntry",
     "Life",
+    "MessageChange",
+    "MessageDescription",
     "Moment",
     "PartitionStatus",
     "Recorded",
+    "SagaDescription",
     "Schedule",
     "ScheduledMessage",
+    "Setting",
     "Status",
+    "StepDescription",
     "SubscriptionChange",
+    "SubscriptionDescription",
     "Subscriptions",
     "WatermarkStatus",
+    "WiringWarning",
     "async_doctor",
     "async_prune",
     "async_status",
     "async_why",
+    "check_message_schemas",
+    "describe",
     "doctor",
+    "export_message_schemas",
+    "mermaid",
     "prune",
     "status",
     "why",
@@ -82,9 +119,15 @@ _ASYNC = {  # their imports need greenlet, which synchronous users need not have
     "async_status": "status_async",
     "async_why": "why_async",
 }
+_LATER = {  # they know all that can be wired, event sourcing included
+    "check_message_schemas": "description.schemas",
+    "describe": "description.wiring",
+    "export_message_schemas": "description.schemas",
+}
 
 
 def __getattr__(name: str) -> Any:
-    if name in _ASYNC:
-        return getattr(import_module(f"message_bus.admin.{_ASYNC[name]}"), name)
+    module = _ASYNC.get(name) or _LATER.get(name)
+    if module is not None:
+        return getattr(import_module(f"message_bus.admin.{module}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

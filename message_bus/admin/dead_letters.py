@@ -15,7 +15,7 @@ that moment it finishes first; then it reads anew what is to be tried, and what 
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from datetime import datetime
 from typing import Any
 from uuid import UUID
@@ -40,12 +40,17 @@ from message_bus.admin.letters import (
     states_of,
     stored,
 )
+from message_bus.delivery.remembering import decided
 from message_bus.errors import SettingsError, WiringError, names_of
 from message_bus.repositories.targets import DEFAULT_TABLES
 from message_bus.storage import dead_letter_statements as statements
+from message_bus.storage import history_statements
+from message_bus.storage.history_table import DISCARDED, REPLAYED
 from message_bus.storage.tables import MessageBusTables
 
 logger = logging.getLogger("message_bus.admin")
+
+AT_ONCE = 1_000  # letters: so often somebody who waits is told
 
 Letters = list[DeadLetter]  # inside the class `list` is the method
 Tables = list[MessageBusTables]
@@ -172,12 +177,14 @@ class DeadLetters:
         per_second: float | None = None,
         by: str | None = None,
         dry_run: bool = False,
+        progress: Callable[[int], object] | None = None,
     ) -> DeadLetterReport:
         """Let the selected letters be tried again, each with all its attempts (`max_attempts`) ahead of it.
 
         `letters`: those that `list` or a dry run has returned, as far as nobody has decided about them since.
         `everything`: all there are; without it a selection is wanted. `limit`: only so many, the oldest first.
-        `per_second`: spread their first attempts, from now on, by the database's clock. `by`: who decides, for the log.
+        `per_second`: spread their first attempts, from now on, by the database's clock. `by`: who decides, for the log and
+        for `why`. `progress`: is told from time to time how many are written.
 
         Nothing is handled here: the subscription's next run does that. Order: letters of one key are tried in
         position order, and as long as one is retrying the later messages of its key wait, new ones included (G3).
@@ -203,7 +210,9 @@ class DeadLetters:
                     {"of_subscription": row.subscription, "at_position": row.position, "delay": delay}
                     for row, delay in zip(found, delays(len(found), per_second), strict=True)
                 ],
+                progress,
             )
+            self._remember(REPLAYED, found, by=by)
             self._tell_owners(found)
         return _reported("replay", found, left=len(left), by=by, dry_run=dry_run)
 
@@ -221,8 +230,9 @@ class DeadLetters:
         limit: int | None = None,
         by: str | None = None,
         dry_run: bool = False,
+        progress: Callable[[int], object] | None = None,
     ) -> DeadLetterReport:
-        """Give the selected letters up for good: error and traceback are gone, only the log knows of them.
+        """Give the selected letters up for good: the traceback is gone, `why` and the log know of the rest.
 
         `letters`, `everything`, `limit`, `by`: as for `replay`. What was held behind a discarded letter follows in order,
         with the subscription's next run. The message itself stays in the outbox until retention takes it (G9), and
@@ -242,9 +252,15 @@ class DeadLetters:
             self._write(
                 statements.discard_letter(self.tables),
                 [{"of_subscription": row.subscription, "at_position": row.position} for row in found],
+                progress,
             )
+            self._remember(DISCARDED, found, by=by)
             self._tell_owners(found)  # what was held behind it may go on
         return _reported("discard", found, by=by, dry_run=dry_run)
+
+    def _remember(self, what: str, found: Sequence[Row[Any]], *, by: str | None) -> None:
+        """Let `why` tell who has decided this, and when."""
+        self._write(history_statements.remember(self.tables), decided(what, found, by=by))
 
     def _tell_owners(self, found: Sequence[Row[Any]]) -> None:
         """Let the workers of these partitions see that something was decided, also while they wait."""
@@ -314,8 +330,16 @@ class DeadLetters:
             rows += [row for row in found if wanted is None or _death_of(row) in wanted]
         return sorted(rows, key=_place_of)[:limit]
 
-    def _write(self, statement: Any, parameters: Sequence[dict[str, Any]]) -> None:
-        self.session.execute(statement, list(parameters))
+    def _write(
+        self,
+        statement: Any,
+        parameters: Sequence[dict[str, Any]],
+        progress: Callable[[int], object] | None = None,
+    ) -> None:
+        for begin in range(0, len(parameters), AT_ONCE):
+            self.session.execute(statement, list(parameters[begin : begin + AT_ONCE]))
+            if progress is not None:
+                progress(min(begin + AT_ONCE, len(parameters)))
 
 
 def _death_of(letter: Any) -> tuple[str, int, datetime]:

@@ -7,6 +7,7 @@ Not in the caller's transaction: it commits after each batch, because rows that 
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from datetime import timedelta
 
 from sqlalchemy.orm import Session
@@ -30,11 +31,13 @@ def prune(
     tables: MessageBusTables = DEFAULT_TABLES,
     by: str | None = None,
     dry_run: bool = False,
+    progress: Callable[[int], object] | None = None,
 ) -> int:
     """Remove messages that are older and that every subscription has passed; return how many.
 
     It commits the session, batch by batch. What is retrying, held or dead anywhere stays, and so does everything while
     there is no subscription (G9). While somebody else prunes, nothing is done. `dry_run`: only count, commit nothing.
+    `progress`: is told after each batch how many are removed.
 
     Raises: SettingsError for a negative age; UnflushedWork if the session has work that its user has not committed.
     """
@@ -47,7 +50,7 @@ def prune(
         counted = session.execute(statements.count_prunable(tables), {"age": -older_than.total_seconds()})
         return int(counted.scalar_one())
     on_sync_session(session, refuse_autocommit, tables, "old messages are removed")
-    pruned = prune_batches(session, tables, older_than=older_than)
+    pruned = prune_batches(session, tables, older_than=older_than, progress=progress)
     logger.warning(
         "prune of %d messages, by %s",
         pruned,

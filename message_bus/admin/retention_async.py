@@ -6,6 +6,7 @@ Not in the caller's transaction: it commits after each batch, because rows that 
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from datetime import timedelta
 
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -29,11 +30,13 @@ async def async_prune(
     tables: MessageBusTables = DEFAULT_TABLES,
     by: str | None = None,
     dry_run: bool = False,
+    progress: Callable[[int], object] | None = None,
 ) -> int:
     """Remove messages that are older and that every subscription has passed; return how many.
 
     It commits the session, batch by batch. What is retrying, held or dead anywhere stays, and so does everything while
     there is no subscription (G9). While somebody else prunes, nothing is done. `dry_run`: only count, commit nothing.
+    `progress`: is told after each batch how many are removed.
 
     Raises: SettingsError for a negative age; UnflushedWork if the session has work that its user has not committed.
     """
@@ -48,7 +51,7 @@ async def async_prune(
         )
         return int(counted.scalar_one())
     await on_sync_session_async(session, refuse_autocommit, tables, "old messages are removed")
-    pruned = await prune_batches_async(session, tables, older_than=older_than)
+    pruned = await prune_batches_async(session, tables, older_than=older_than, progress=progress)
     logger.warning(
         "prune of %d messages, by %s",
         pruned,

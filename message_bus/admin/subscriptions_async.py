@@ -36,7 +36,7 @@ from message_bus.admin.partitions import (
 from message_bus.delivery.patience_async import AsyncPatience
 from message_bus.errors import SettingsError, WiringError
 from message_bus.repositories.targets import DEFAULT_TABLES
-from message_bus.storage import starting_statements
+from message_bus.storage import history_statements, starting_statements
 from message_bus.storage import statements as engine_statements
 from message_bus.storage import subscription_statements as statements
 from message_bus.storage.logs import OUTBOX_LOG
@@ -87,9 +87,9 @@ class AsyncSubscriptions:
     """The subscriptions of one set of tables, on the caller's session or connection.
 
     The caller owns the transaction (G10): nothing happens before it commits. Until then workers of that subscription wait
-    to commit, and pruning, new subscriptions and other operators wait, too: keep it short. `by`: who decides, for the log.
-    `dry_run`: say what would be done; nothing is locked. `force`: also while a worker has the lease. It can commit nothing
-    any more (G6), and nobody takes its place before the lease ends. Not task-safe: neither is a session.
+    to commit, and pruning, new subscriptions and other operators wait, too: keep it short. `by`: who decides, for the log
+    and for `why`. `dry_run`: say what would be done; nothing is locked. `force`: also while a worker has the lease. It can
+    commit nothing any more (G6), and nobody takes its place before the lease ends. Not task-safe: neither is a session.
 
     Raises: WiringError for a session of the other colour, or anything else. Every method: SettingsError with the remedy
         for what makes no sense; a change: UnsupportedDatabase on an AUTOCOMMIT connection.
@@ -222,7 +222,7 @@ class AsyncSubscriptions:
 
         `to`: the "beginning" (of what is kept), "now", a position that it goes on after, or a time. What retention may
         have taken is passed over. Everything that is recorded about its messages goes: retries, and dead letters with
-        their errors. A paused one stays paused, an idle one becomes active.
+        their tracebacks; `why` still tells what has happened to them. A paused one stays paused, an idle one becomes active.
         """
         refuse_place(to)
         tables = await self._tables_of(name)
@@ -234,6 +234,10 @@ class AsyncSubscriptions:
         if not dry_run:
             becomes = PAUSED if found.state == PAUSED else ACTIVE
             await self._write(statements.place(self.tables), subscription=name, to=position, becomes=becomes)
+            if removed:
+                await self._write(
+                    history_statements.remember_reset(found.tables), of_subscription=name, by=by
+                )
             await self._write(statements.remove_deliveries(self.tables), subscription=name)
         return self._done("reset", found, position=position, removed=removed, by=by, dry_run=dry_run)
 
@@ -249,12 +253,13 @@ class AsyncSubscriptions:
         await self._write(statements.note_epoch(found.tables), epoch=found.highest_epoch + 1)
         await self._write(statements.rename_subscription(self.tables), subscription=old, new_name=new)
         await self._write(statements.rename_deliveries(self.tables), of_subscription=old, new_name=new)
+        await self._write(history_statements.rename_history(self.tables), of_subscription=old, new_name=new)
         return self._done("rename", found, name=new, by=by)
 
     async def drop(
         self, name: str, *, force: bool = False, by: str | None = None, dry_run: bool = False
     ) -> SubscriptionChange:
-        """Forget it: its place, its retries and its dead letters. Retention waits for it no longer.
+        """Forget it: its place, its retries, its dead letters and its history. Retention waits for it no longer.
 
         An application that still has it makes it anew, idle, with its next run.
         """
@@ -272,6 +277,7 @@ class AsyncSubscriptions:
                 await self._write(statements.note_epoch(tables), epoch=found.highest_epoch)
             await self._write(statements.remove_subscription(self.tables), subscription=name)
             await self._write(statements.remove_deliveries(self.tables), subscription=name)
+            await self._write(history_statements.remove_history(self.tables), subscription=name)
         return self._done("drop", found, removed=removed, by=by, dry_run=dry_run)
 
     async def repartition(
@@ -318,6 +324,8 @@ class AsyncSubscriptions:
         if not dry_run:
             if behind:
                 await self._write(statements.hold_between(found.tables, types), subscription=name, to=to)
+                remember = history_statements.remember_repartition(found.tables, types)
+                await self._write(remember, subscription=name, to=to, by=by)
             await self._write(statements.note_epoch(found.tables), epoch=found.highest_epoch)
             await self._write(statements.remove_subscription(self.tables), subscription=name)
             await self._add_partitions(found, partitions, to)

@@ -19,7 +19,8 @@ from message_bus.bus.context import Context, cascade_of, current_context
 from message_bus.bus.dispatch import Route
 from message_bus.bus.middleware import AsyncMiddleware, around_async, check_async_middleware
 from message_bus.bus.outcome import Failure, Outcome
-from message_bus.bus.wired import WiredBus, emitted_so_far, refuse_ask, settle, settle_delivery
+from message_bus.bus.settling import emitted_so_far, settle, settle_delivery
+from message_bus.bus.wired import WiredBus, refuse_ask
 from message_bus.errors import SettingsError
 from message_bus.event_handlers.base import AsyncEventHandlerABC, EventHandlerABC
 from message_bus.messages.message import Command, Message, Query
@@ -59,7 +60,8 @@ class AsyncMessageBus(WiredBus[AsyncMiddleware], AsyncMessageBusABC):
 
     `on_event_error`: a failing event handler never stops the others. "log" logs it with its traceback, to the logger
     "message_bus"; "raise" makes `handle` raise an ExceptionGroup after all have run. `max_cascade`: how many emitted
-    messages one dispatch may handle. `middleware`: async functions around every call of a handler, the first outermost
+    messages one dispatch may handle. `max_payload`: what is larger, in bytes, is not registered in an outbox (1 MiB, which
+    also holds where no bus is at hand). `middleware`: async functions around every call of a handler, the first outermost
     (`add_middleware`).
 
     Task and thread safety: register handlers first; then any number of tasks, also in several event loops, may handle
@@ -271,7 +273,7 @@ class AsyncMessageBus(WiredBus[AsyncMiddleware], AsyncMessageBusABC):
         check_async_middleware(middleware)
 
     def _around(self, handler: Any, call: Call) -> Call:
-        return around_async(self._middleware, handler, call, self._learn)
+        return around_async(self._middleware, handler, call, self._send)
 
     def _target_of(self, handler: Any) -> Call:
         # A synchronous base class whose `_handle` is async: its own `handle` would run the last hook too early.

@@ -17,8 +17,8 @@ from message_bus.bus.context import Context, cascade_of
 from message_bus.bus.dispatch import ALWAYS_RAISED, Route, failed
 from message_bus.bus.middleware import AsyncMiddleware, Middleware
 from message_bus.bus.outcome import Failure
+from message_bus.bus.settling import settle
 from message_bus.bus.sync_bus import MessageBus
-from message_bus.bus.wired import settle
 from message_bus.messages.message import Message
 
 

@@ -23,16 +23,17 @@ from message_bus.bus.calling import Call, handler_name, is_async
 from message_bus.bus.context import Context, cascade_of, current_attempt
 from message_bus.bus.dispatch import Attempt
 from message_bus.errors import AsyncHandlerOnSyncBus, SettingsError
+from message_bus.messages.envelope import Envelope
 from message_bus.messages.message import Message
-from message_bus.repositories.registering import register_all
 
-Learn: TypeAlias = Callable[[Sequence[Message]], None]
+Send: TypeAlias = Callable[[Any, Sequence[Message], Envelope], None]
+"""Puts what was emitted into an outbox: `send(outbox, messages, parent)`."""
 
 
 class _Next:
     """What both colours know of the call that a middleware is put around."""
 
-    __slots__ = ("_args", "_call", "_context", "_kwargs", "_learn", "_message", "_outbox", "handler")
+    __slots__ = ("_args", "_call", "_context", "_kwargs", "_message", "_outbox", "_send", "handler")
 
     def __init__(
         self,
@@ -42,10 +43,10 @@ class _Next:
         context: Context,
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
-        learn: Learn,
+        send: Send,
     ) -> None:
         self.handler = handler
-        self._learn = learn
+        self._send = send
         self._call = call
         self._message = message
         self._context = context
@@ -79,8 +80,7 @@ class _Next:
         cascade = cascade_of(self._context)
         if outbox is not None and outbox is not self._outbox and cascade is not None:
             messages = cascade.take_of(attempt.id)
-            register_all(outbox, messages, parent=self._context.envelope)
-            self._learn(messages)
+            self._send(outbox, messages, self._context.envelope)
 
     def _failed(self, attempt: _Attempt) -> None:
         cascade = cascade_of(self._context)
@@ -160,30 +160,30 @@ AsyncMiddleware: TypeAlias = Callable[[Any, Context, AsyncCallNext], Awaitable[A
 """`async def middleware(message, context, call_next): return await call_next()`"""
 
 
-def around(middleware: Sequence[Any], handler: Any, call: Call, learn: Learn) -> Call:
-    """`call` with all of `middleware` around it, for a MessageBus; `learn` is told what went into an outbox."""
+def around(middleware: Sequence[Any], handler: Any, call: Call, send: Send) -> Call:
+    """`call` with all of `middleware` around it, for a MessageBus; `send` puts what is emitted inside into an outbox."""
     for each in reversed(middleware):
-        call = _layer(each, handler, call, learn)
+        call = _layer(each, handler, call, send)
     return call
 
 
-def around_async(middleware: Sequence[Any], handler: Any, call: Call, learn: Learn) -> Call:
-    """`call` with all of `middleware` around it, for an AsyncMessageBus; `learn` is told what went into an outbox."""
+def around_async(middleware: Sequence[Any], handler: Any, call: Call, send: Send) -> Call:
+    """`call` with all of `middleware` around it, for an AsyncMessageBus; `send` puts what is emitted inside into an outbox."""
     for each in reversed(middleware):
-        call = _async_layer(each, handler, call, learn)
+        call = _async_layer(each, handler, call, send)
     return call
 
 
-def _layer(middleware: Middleware, handler: Any, inner: Call, learn: Learn) -> Call:
+def _layer(middleware: Middleware, handler: Any, inner: Call, send: Send) -> Call:
     return lambda message, context, *args, **kwargs: middleware(
-        message, context, CallNext(handler, inner, message, context, args, kwargs, learn)
+        message, context, CallNext(handler, inner, message, context, args, kwargs, send)
     )
 
 
-def _async_layer(middleware: AsyncMiddleware, handler: Any, inner: Call, learn: Learn) -> Call:
+def _async_layer(middleware: AsyncMiddleware, handler: Any, inner: Call, send: Send) -> Call:
     async def call(message: Message, context: Context, *args: Any, **kwargs: Any) -> Any:
         result = await middleware(
-            message, context, AsyncCallNext(handler, inner, message, context, args, kwargs, learn)
+            message, context, AsyncCallNext(handler, inner, message, context, args, kwargs, send)
         )
         # Somebody may have written `return call_next()`.
         return await result if hasattr(type(result), "__await__") else result

@@ -17,7 +17,8 @@ from message_bus.bus.context import Context, cascade_of, current_context
 from message_bus.bus.dispatch import Route
 from message_bus.bus.middleware import Middleware, around, check_middleware, refused_coroutine
 from message_bus.bus.outcome import Failure, Outcome
-from message_bus.bus.wired import WiredBus, emitted_so_far, refuse_ask, settle, settle_delivery
+from message_bus.bus.settling import emitted_so_far, settle, settle_delivery
+from message_bus.bus.wired import WiredBus, refuse_ask
 from message_bus.errors import AsyncHandlerOnSyncBus
 from message_bus.messages.message import Command, Message, Query
 
@@ -36,7 +37,8 @@ class MessageBus(WiredBus[Middleware], MessageBusABC):
 
     `on_event_error`: a failing event handler never stops the others. "log" logs it with its traceback, to the logger
     "message_bus"; "raise" makes `handle` raise an ExceptionGroup after all have run. `max_cascade`: how many emitted
-    messages one dispatch may handle. `middleware`: functions around every call of a handler, the first outermost
+    messages one dispatch may handle. `max_payload`: what is larger, in bytes, is not registered in an outbox (1 MiB, which
+    also holds where no bus is at hand). `middleware`: functions around every call of a handler, the first outermost
     (`add_middleware`).
 
     Thread safety: register handlers first; then any number of threads may handle messages on one bus.
@@ -193,7 +195,7 @@ class MessageBus(WiredBus[Middleware], MessageBusABC):
         check_middleware(middleware)
 
     def _around(self, handler: Any, call: Call) -> Call:
-        return around(self._middleware, handler, call, self._learn)
+        return around(self._middleware, handler, call, self._send)
 
     def _handle(
         self,

@@ -39,9 +39,11 @@ from message_bus.bus.dispatch import (
 )
 from message_bus.bus.outcome import Failure
 from message_bus.errors import HandlerNotFound, SettingsError, WiringError, names_of
-from message_bus.messages.definition import definition_of
+from message_bus.messages.definition import MAX_PAYLOAD_BYTES, definition_of
+from message_bus.messages.envelope import Envelope, is_of
 from message_bus.messages.message import Command, Event, Message, Query
 from message_bus.messages.registry import Registry
+from message_bus.observability.observer import Observer, Observers
 from message_bus.outbox_handlers.base import AsyncOutboxHandlerABC, OutboxHandlerABC
 from message_bus.repositories.registering import register, register_all
 
@@ -73,6 +75,7 @@ class WiredBus(AnyBusABC, Generic[W]):
         *,
         on_event_error: Literal["log", "raise"] = "log",
         max_cascade: int = 1_000,
+        max_payload: int = MAX_PAYLOAD_BYTES,
         middleware: Sequence[W] = (),
     ) -> None:
         problems: list[str] = []
@@ -80,16 +83,21 @@ class WiredBus(AnyBusABC, Generic[W]):
             problems.append(f"on_event_error {on_event_error!r} is unknown (use 'log' or 'raise')")
         if not isinstance(max_cascade, int) or isinstance(max_cascade, bool) or max_cascade < 1:
             problems.append("max_cascade must be a whole number >= 1")
+        if not isinstance(max_payload, int) or isinstance(max_payload, bool) or max_payload < 1:
+            problems.append("max_payload must be a whole number of bytes >= 1")
         if problems:
             raise SettingsError(type(self).__name__, problems)
         self.context = {}
         self.registry = Registry()
         self._raises_event_errors = on_event_error == "raise"
         self._max_cascade = max_cascade
+        self.max_payload = max_payload
         self._routes: dict[type[Message], Route] = {}
         self._outbox_handlers: tuple[Any, ...] = ()
         self._middleware: tuple[Any, ...] = ()
         self._twins: list[Self] = []
+        self._observers: tuple[Observer, ...] = ()
+        self.observer: Observers | None = None
         self._wiring = threading.RLock()
         for each in middleware:
             self.add_middleware(each)
@@ -197,6 +205,28 @@ class WiredBus(AnyBusABC, Generic[W]):
             for twin in self._twins:
                 twin.add_middleware(middleware)
 
+    def observe(self, observer: Observer) -> None:
+        """Let `observer` be told what this bus does, and what its outbox and the workers that deliver from it do.
+
+        For metrics and traces: `bus.observe(PrometheusMetrics())`. Once at start-up; several observers are told in order.
+
+        Raises: SettingsError if it is not an Observer, or observes this bus already.
+        """
+        if not isinstance(observer, Observer):
+            raise SettingsError(
+                "observe", [f"{_name_of_thing(observer)} is not an Observer (derive it from Observer)"]
+            )
+        with self._wiring:
+            if observer in self._observers:
+                raise SettingsError("observe", [f"this {_name_of_thing(observer)} observes this bus already"])
+            middleware = observer.middleware(self)
+            if middleware is not None:
+                self.add_middleware(middleware)
+            self._observers = (*self._observers, observer)
+            self.observer = Observers(self._observers)
+            for twin in self._twins:
+                twin._observers, twin.observer = self._observers, self.observer
+
     def get_query_handler(self, query_type: type[Query[Any]]) -> Any:
         """Return the handler of a query as it was registered; None if there is none."""
         return self._only_handler(query_type, "query")
@@ -255,6 +285,8 @@ class WiredBus(AnyBusABC, Generic[W]):
             problems.append(
                 f"more than one outbox handler is called {names_of(list(twice))} (give each subscription=Subscription(name=...))"
             )
+        for number, handler in enumerate(found):
+            problems += handler.clashes_with((*beside, *found[:number]))
         if problems:
             raise SettingsError("set_outbox_handlers", problems)
         for handler in found:
@@ -325,9 +357,23 @@ class WiredBus(AnyBusABC, Generic[W]):
         delay: timedelta | None = None,
     ) -> Any:
         """Register a message in an outbox, and make its type known here."""
-        row = register(outbox_repo, message, id=id, meta=meta, key=key, delay=delay)
+        row = register(
+            outbox_repo,
+            message,
+            id=id,
+            meta=meta,
+            key=key,
+            delay=delay,
+            observer=self.observer,
+            max_payload=self.max_payload,
+        )
         self._learn((message,))
         return row
+
+    def _send(self, outbox: Any, messages: Sequence[Message], parent: Envelope) -> None:
+        """Register what a handler has emitted while `parent` was in hand."""
+        register_all(outbox, messages, parent=parent, observer=self.observer, max_payload=self.max_payload)
+        self._learn(messages)
 
     def _learn(self, messages: Iterable[Message]) -> None:
         with self._wiring:
@@ -362,7 +408,7 @@ class WiredBus(AnyBusABC, Generic[W]):
             message,
             parent=None if outer is None else outer.in_hand,
             # A handler that passes its own context on passes the envelope of its own message with it.
-            envelope=envelope if envelope is not None and envelope.message is message else None,
+            envelope=envelope if envelope is not None and is_of(envelope, message) else None,
         )
         context._state = Cascade(
             root,
@@ -425,33 +471,6 @@ class WiredBus(AnyBusABC, Generic[W]):
             exc_info=failure.error,
             extra={"message_name": name_of(failure.message), "handler_name": handler_name(failure.handler)},
         )
-
-
-def emitted_so_far(context: Context) -> int:
-    """The mark to drop from if the next handler fails."""
-    cascade = cascade_of(context)
-    return 0 if cascade is None else len(cascade.emissions)
-
-
-def settle(context: Context, bus: WiredBus[Any]) -> None:
-    """Register what the handler that just succeeded has emitted, if the context has an outbox."""
-    outbox = context.outbox
-    cascade = cascade_of(context)
-    if outbox is not None and cascade is not None:
-        messages = cascade.take_all()
-        register_all(outbox, messages, parent=context.envelope)
-        bus._learn(messages)
-
-
-def settle_delivery(context: Context, bus: WiredBus[Any]) -> None:
-    """The same behind the outbox, where an emitted message must not get lost for want of an outbox."""
-    cascade = cascade_of(context)
-    if cascade is not None and context.outbox is None and cascade.emissions:
-        raise WiringError(
-            f"{name_of(cascade.emissions[0].message)!r} was emitted behind the outbox, but the context has no outbox "
-            "to put it in (deliver with context['outbox'])"
-        )
-    settle(context, bus)
 
 
 def refuse_ask(query: Message) -> None:

@@ -7,8 +7,7 @@ from sqlalchemy.engine import URL
 
 from message_bus.cli.options import (
     database_url_option,
-    refuse_missing_file,
-    reported,
+    explained,
     tables_of,
     tables_options,
 )
@@ -29,7 +28,7 @@ def db() -> None:
 def upgrade(revision: str, database_url: URL, schema: str | None, prefix: str) -> None:
     """Bring the tables to REVISION (the newest). Safe to run from several hosts at once."""
     tables = tables_of(schema, prefix)
-    with reported(database_url):
+    with explained(database_url, must_exist=False):
         done = migrations.upgrade(database_url, tables=tables, revision=revision)
     if done.created_schema:
         _say(database_url, f"created schema {schema!r}")
@@ -45,8 +44,7 @@ def upgrade(revision: str, database_url: URL, schema: str | None, prefix: str) -
 def current(database_url: URL, schema: str | None, prefix: str) -> None:
     """Show the revision of the tables."""
     tables = tables_of(schema, prefix)
-    with reported(database_url):
-        refuse_missing_file(database_url)
+    with explained(database_url):
         revision, newest = migrations.current(database_url, tables=tables), migrations.head()
     if revision == newest:
         _say(database_url, f"{revision} (newest)")
@@ -62,8 +60,7 @@ def current(database_url: URL, schema: str | None, prefix: str) -> None:
 def downgrade(revision: str, yes: bool, database_url: URL, schema: str | None, prefix: str) -> None:
     """Take the tables back to REVISION (the one before; "base" drops them all), data included."""
     tables = tables_of(schema, prefix)
-    with reported(database_url):
-        refuse_missing_file(database_url)
+    with explained(database_url):
         if not yes and migrations.holds_rows(database_url, tables=tables):
             raise click.ClickException(
                 "the tables hold rows that a downgrade may drop (add --yes if that is meant)"

@@ -19,6 +19,7 @@ from sqlalchemy.engine import URL
 from message_bus.admin.dead_letters import DeadLetters
 from message_bus.admin.letters import Action, DeadLetter, DeadLetterReport
 from message_bus.cli.letter_lines import lines_of_letter, lines_of_letters, lines_of_report
+from message_bus.cli.manners import progress
 from message_bus.cli.operating import (
     Instant,
     confirm,
@@ -210,7 +211,8 @@ def _decide(
                     lines_of_report(report, question=True),
                     f"{action} {'it' if report.count == 1 else 'them'}?",
                 )
-            done = decide(letters=report.letters, by=by or user(), **rate)
+            with progress(f"{action}ing", report.count, silent=as_json) as show:
+                done = decide(letters=report.letters, by=by or user(), progress=show, **rate)
             session.commit()
             report = DeadLetterReport(action=action, letters=done.letters, left=report.left)
     if as_json:

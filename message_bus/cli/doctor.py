@@ -14,6 +14,7 @@ from sqlalchemy.engine import URL
 from message_bus.admin.doctor import doctor as examine
 from message_bus.admin.findings import Finding
 from message_bus.cli.lines import harmless
+from message_bus.cli.manners import coloured
 from message_bus.cli.operating import database_options, json_option, print_json, reading
 from message_bus.cli.options import without_secrets
 
@@ -34,13 +35,14 @@ def doctor(ctx: click.Context, as_json: bool, database_url: URL, schema: str | N
     if as_json:
         print_json({"ok": not found, "findings": [asdict(each) for each in found]})
     else:
-        lines = [line for each in found for line in _lines(each)]
-        click.echo(without_secrets("\n".join(lines) if lines else "nothing found: all is well", database_url))
+        lines = [line for each in found for line in _lines(each, database_url)]
+        click.echo("\n".join(lines) if lines else coloured("nothing found: all is well", "green"))
     ctx.exit(EXIT_FOUND if found else 0)
 
 
-def _lines(finding: Finding) -> list[str]:
+def _lines(finding: Finding, url: URL) -> list[str]:
+    severity = coloured(finding.severity, "red" if finding.severity == "error" else "yellow")
     return [
-        harmless(f"{finding.severity} {finding.code}: {finding.text}"),
-        harmless(f"  remedy: {finding.remedy}"),
+        f"{severity} {harmless(without_secrets(f'{finding.code}: {finding.text}', url))}",
+        harmless(without_secrets(f"  remedy: {finding.remedy}", url)),
     ]

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from datetime import datetime, timedelta
 
 from message_bus.admin.findings import spelled
+from message_bus.cli.manners import colour_of, coloured
 
 
 def table(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
@@ -17,7 +18,10 @@ def table(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
 
 def _padded(rows: Sequence[Sequence[str]], widths: Sequence[int]) -> Iterator[list[str]]:
     for row in rows:
-        yield [harmless(cell).ljust(width) for cell, width in zip(row, widths, strict=True)]
+        yield [
+            coloured(harmless(cell).ljust(width), colour_of(cell))
+            for cell, width in zip(row, widths, strict=True)
+        ]
 
 
 def short(text: str, longest: int) -> str:

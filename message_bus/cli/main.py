@@ -9,11 +9,14 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
 from importlib import import_module
 from typing import Any, Final
 
 import click
+
+from message_bus.cli.manners import colour_wanted, one_line_for_mistakes, with_debug
 
 COMMANDS: Final = {
     # name: (module:attribute, the line that --help prints)
@@ -22,10 +25,15 @@ COMMANDS: Final = {
         "Find, replay and discard what was given up.",
     ),
     "db": ("message_bus.cli.db:db", "Create and upgrade the tables."),
+    "describe": (
+        "message_bus.cli.describe:describe",
+        "Describe messages, handlers, subscriptions and what they guarantee.",
+    ),
     "doctor": ("message_bus.cli.doctor:doctor", "Say what is wrong, and what to do."),
     "projections": ("message_bus.cli.projections:projections", "List, rebuild, swap and drop projections."),
     "prune": ("message_bus.cli.prune:prune", "Remove old messages that every subscription has passed."),
     "schedule": ("message_bus.cli.schedule:schedule", "List and cancel delayed messages."),
+    "schema": ("message_bus.cli.schema:schema", "Export the JSON Schemas of messages, and check them."),
     "status": ("message_bus.cli.status:status", "Show how the outbox is doing."),
     "subscriptions": (
         "message_bus.cli.subscriptions:subscriptions",
@@ -57,16 +65,22 @@ class LazyGroup(click.Group):
             return super().get_command(ctx, cmd_name)
         module, _, attribute = self._lazy[cmd_name][0].partition(":")
         command: click.Command = getattr(import_module(module), attribute)
-        return command
+        return with_debug(command)
+
+    def make_context(self, *args: Any, **options: Any) -> click.Context:
+        """Read the command line as far as the command."""
+        with one_line_for_mistakes():
+            return super().make_context(*args, **options)
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run the command; if it is interrupted, die of the signal.
+        """Run the command; whatever goes wrong is said in one line. If it is interrupted, die of the signal.
 
         Only then does a shell know that Ctrl-C was meant for its loop, too. The exit code 1 that click would make of it
         means that the command could not run.
         """
         try:
-            return super().invoke(ctx)
+            with one_line_for_mistakes(), _one_line_for_errors():
+                return super().invoke(ctx)
         except KeyboardInterrupt:
             sys.stdout.flush()
             sys.stderr.flush()
@@ -78,6 +92,19 @@ class LazyGroup(click.Group):
         """List the commands without importing them."""
         with formatter.section("Commands"):
             formatter.write_dl([(name, self._lazy[name][1]) for name in self.list_commands(ctx)])
+
+
+@contextmanager
+def _one_line_for_errors() -> Generator[None]:
+    """For what a command has not foreseen. A closed pipe is click's business: it ends the process."""
+    try:
+        yield
+    except (click.ClickException, click.Abort, click.exceptions.Exit, BrokenPipeError):
+        raise
+    except Exception as error:
+        from message_bus.cli.options import unforeseen  # loads SQLAlchemy
+
+        raise unforeseen(error) from None
 
 
 def _print_version(context: click.Context, parameter: click.Parameter, wanted: bool) -> None:
@@ -97,8 +124,10 @@ def _print_version(context: click.Context, parameter: click.Parameter, wanted: b
     callback=_print_version,
     help="Show the version.",
 )
-def main() -> None:
+@click.pass_context
+def main(ctx: click.Context) -> None:
     """Deliver messages from a transactional outbox."""
+    ctx.color = colour_wanted(os.environ)  # of the commands, too
 
 
 if __name__ == "__main__":

@@ -133,7 +133,10 @@ def confirm(about: Sequence[str], question: str) -> None:
     click.echo("\n".join(about), err=True)
     try:
         agreed = click.confirm(question, err=True)
-    except click.Abort:
+    except click.Abort as abort:
+        if isinstance(abort.__context__, KeyboardInterrupt):  # Ctrl-C is for the shell, too
+            raise KeyboardInterrupt from None
+        click.echo(err=True)  # the question stands on a line of its own
         raise click.ClickException("nobody has answered: nothing was changed (add --yes)") from None
     if not agreed:
         raise click.ClickException("nothing was changed")

@@ -15,6 +15,8 @@ import click
 from sqlalchemy.engine import URL
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
+from message_bus.cli.lines import harmless
+from message_bus.cli.manners import wants_debug
 from message_bus.delivery.verdicts import error_text, traceback_text
 from message_bus.errors import MessageBusError, SchemaError, SettingsError, WiringError
 from message_bus.storage.schema import SUPPORTED_DIALECTS
@@ -22,6 +24,7 @@ from message_bus.storage.tables import MessageBusTables
 from message_bus.storage.urls import missing_driver, parse_url, place_of, secrets_in, sync_url
 
 DATABASE_URL_VARIABLE: Final = "MESSAGE_BUS_DATABASE_URL"
+_URL: Final = "message_bus.url"
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 
@@ -29,7 +32,7 @@ def _with_sync_driver(context: click.Context, parameter: click.Parameter, value:
     return sync_url(_as_given(context, parameter, value))
 
 
-def _as_given(_context: click.Context, _parameter: click.Parameter, value: str | None) -> URL:
+def _as_given(context: click.Context, _parameter: click.Parameter, value: str | None) -> URL:
     if not value:
         raise click.ClickException(f"no database given (set {DATABASE_URL_VARIABLE}, or use --database-url)")
     try:
@@ -38,6 +41,7 @@ def _as_given(_context: click.Context, _parameter: click.Parameter, value: str |
         raise click.ClickException(str(error)) from None
     if url.get_backend_name() not in SUPPORTED_DIALECTS:
         raise click.ClickException(f"{url.get_backend_name()!r} is not supported (use PostgreSQL or SQLite)")
+    context.meta[_URL] = url  # for whoever has to say what went wrong
     return url
 
 
@@ -102,6 +106,8 @@ def reported(url: URL) -> Generator[None]:
     """Turn an error of ours, or of the database, into one line without secrets and exit code 1."""
     try:
         yield
+    except BrokenPipeError:
+        raise  # whoever reads what is printed has gone
     except DBAPIError as error:
         raise click.ClickException(without_secrets(_database_error(error, url), url)) from None
     except SchemaError as error:
@@ -111,38 +117,51 @@ def reported(url: URL) -> Generator[None]:
 
 
 @contextmanager
-def explained(url: URL, *, debug: bool | None = None) -> Generator[None]:
-    """Whatever went wrong: one line and exit code 1; with `debug` the traceback before it. Never a password.
+def explained(url: URL, *, debug: bool | None = None, must_exist: bool = True) -> Generator[None]:
+    """Whatever went wrong: one line and exit code 1; with `--debug` the traceback before it. Never a password.
 
-    For commands on a database that is there: a SQLite file that does not exist is such an error, too, and is not made.
-    `debug` is None for a command without that option.
+    With `must_exist` a SQLite file that does not exist is such an error, too, and is not made. `debug`: for a command that
+    reads that option itself.
     """
     try:
         with reported(url):
-            refuse_missing_file(url)
+            if must_exist:
+                refuse_missing_file(url)
             yield
-    except (click.UsageError, click.exceptions.Exit):
+    except (click.UsageError, click.exceptions.Exit, BrokenPipeError):
         raise
     except Exception as error:
-        if debug:
-            click.echo(without_secrets(traceback_text(error.__context__ or error), url), err=True)
-        text = (
-            error.format_message()
-            if isinstance(error, click.ClickException)
-            else _unforeseen(error, url, hint=debug is not None)
-        )
-        raise click.ClickException(without_secrets(_on_one_line(text), url)) from None
+        raise unforeseen(error, url, debug=debug) from None
 
 
-def _unforeseen(error: Exception, url: URL, *, hint: bool) -> str:
-    if isinstance(error, ImportError):
-        return missing_driver(error, url)
-    return f"{error_text(error)} (--debug shows the traceback)" if hint else error_text(error)
+def unforeseen(
+    error: Exception, url: URL | None = None, *, debug: bool | None = None
+) -> click.ClickException:
+    """What to say of an error, in one line; with `--debug` its traceback is printed now."""
+    if url is None:
+        url = _url_given()
+    if wants_debug() if debug is None else debug:
+        for line in without_secrets(traceback_text(error.__context__ or error), url).splitlines():
+            click.echo(harmless(line.expandtabs()), err=True)
+    if isinstance(error, click.ClickException):
+        text = error.format_message()
+    elif isinstance(error, ImportError) and url is not None:
+        text = missing_driver(error, url)
+    else:
+        text = f"{error_text(error).rstrip(': ')} (--debug shows the traceback)"
+    return click.ClickException(harmless(without_secrets(_on_one_line(text), url)))
 
 
 def _on_one_line(text: str) -> str:
-    first, *others = (line.strip().removeprefix("- ") for line in text.splitlines() if line.strip())
-    return f"{first} {'; '.join(others)}" if others else first
+    lines = [line.strip().removeprefix("- ") for line in text.splitlines() if line.strip()]
+    if len(lines) < 2:
+        return lines[0] if lines else "it could not run (--debug shows why)"
+    return f"{lines[0]} {'; '.join(lines[1:])}"
+
+
+def _url_given() -> URL | None:
+    ctx = click.get_current_context(silent=True)
+    return None if ctx is None else ctx.meta.get(_URL)
 
 
 def _database_error(error: DBAPIError, url: URL) -> str:
@@ -151,8 +170,8 @@ def _database_error(error: DBAPIError, url: URL) -> str:
     return f"database {place_of(url)}: {said} (check {DATABASE_URL_VARIABLE}, and that this user may do that)"
 
 
-def without_secrets(message: str, url: URL) -> str:
+def without_secrets(message: str, url: URL | None) -> str:
     """The text, with whatever is secret in the URL cut out."""
-    for secret in secrets_in(url):
+    for secret in () if url is None else secrets_in(url):
         message = message.replace(secret, "***")
     return message

@@ -22,6 +22,8 @@ from sqlalchemy.orm import Session
 
 from message_bus.bus.abc import AsyncMessageBusABC, MessageBusABC
 from message_bus.cli.application import load_bus
+from message_bus.cli.lines import harmless
+from message_bus.cli.manners import Colour, coloured
 from message_bus.cli.options import (
     explained,
     given_database_url_option,
@@ -69,7 +71,6 @@ class _Step:
     help="After so long without a sign of life another process takes over.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the report as one JSON object.")
-@click.option("--debug", is_flag=True, help="Show the traceback if it could not run.")
 @click.pass_context
 def process_outbox(
     ctx: click.Context,
@@ -82,7 +83,6 @@ def process_outbox(
     only: tuple[str, ...],
     lease: float,
     as_json: bool,
-    debug: bool,
 ) -> None:
     """Deliver what is in the outbox, once. For cron.
 
@@ -92,7 +92,7 @@ def process_outbox(
     step = _Step(
         tables=tables_of(schema, prefix), limit=limit, only=only or None, lease=timedelta(seconds=lease)
     )
-    with explained(database_url, debug=debug):
+    with explained(database_url):
         bus = load_bus(app)
         logging.basicConfig(
             format="%(levelname)s %(name)s: %(message)s"
@@ -143,6 +143,7 @@ async def _process_async(bus: AsyncMessageBusABC, url: URL, step: _Step) -> Outb
 # --- what is printed ----------------------------------------------------------------------------------------------
 
 _COLUMNS: Final = ("delivered", "passed_over", "retrying", "held", "dead")
+_COLOURS: Final[dict[str, Colour]] = {"retrying": "yellow", "held": "yellow", "dead": "red"}
 
 
 def lines_of(report: OutboxReport) -> list[str]:
@@ -152,9 +153,13 @@ def lines_of(report: OutboxReport) -> list[str]:
     lines = ["  ".join(["subscription".ljust(width), *heads])]
     for name, each in report.subscriptions.items():
         numbers = [
-            f"{getattr(each, column):>{len(head)},}" for column, head in zip(_COLUMNS, heads, strict=True)
+            coloured(
+                f"{getattr(each, column):>{len(head)},}",
+                _COLOURS.get(column) if getattr(each, column) else None,
+            )
+            for column, head in zip(_COLUMNS, heads, strict=True)
         ]
-        lines.append("  ".join([name.ljust(width), *numbers, *_remarks(each)]))
+        lines.append("  ".join([harmless(name).ljust(width), *numbers, *_remarks(each)]))
     if report.promoted:
         lines.append(f"{report.promoted:,} delayed messages became due")
     if report.unsettled:
@@ -170,6 +175,6 @@ def _remarks(report: SubscriptionReport) -> Iterator[str]:
     if report.busy:
         yield "busy: another process is at work"
     if report.unavailable:
-        yield "stopped: something is out of reach"
+        yield coloured("stopped: something is out of reach", "yellow")
     if report.idle:
         yield "idle: paused, or no place to start from (give Subscription(start=...))"

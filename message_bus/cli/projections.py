@@ -8,7 +8,6 @@ failures or differences.
 from __future__ import annotations
 
 import asyncio
-import sys
 from collections.abc import Awaitable, Callable, Generator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -20,6 +19,7 @@ from sqlalchemy.engine import URL
 
 from message_bus.bus.abc import AsyncMessageBusABC, MessageBusABC
 from message_bus.cli import application
+from message_bus.cli.manners import progress
 from message_bus.cli.operating import (
     by_option,
     confirm,
@@ -101,8 +101,8 @@ def rebuild(
     """
     swapped: Swapped | None = None
     with _ready(app, name, **where) as ready:
-        with _progress() as progress:
-            done: Rebuilt = ready.run(lambda admin: admin.rebuild(ready.projection, progress=progress))
+        with _progress(silent=as_json) as show:
+            done: Rebuilt = ready.run(lambda admin: admin.rebuild(ready.projection, progress=show))
         if swap and (done.ok or force):
             swapped = ready.run(lambda admin: admin.swap(ready.projection, force=force, by=by or user()))
     if as_json:
@@ -239,15 +239,10 @@ def _engine_of(session: Any) -> Any:
 
 
 @contextmanager
-def _progress() -> Generator[Progress | None]:
-    """A bar on stderr if that is a terminal."""
-    if not sys.stderr.isatty():
-        yield None
-        return
-    with click.progressbar(length=1, label="rebuilding", file=sys.stderr) as bar:
-
-        def show(position: int, goal: int) -> None:
-            bar.length = max(goal, 1)
-            bar.update(position - bar.pos)
-
-        yield show
+def _progress(*, silent: bool = False) -> Generator[Progress | None]:
+    """A bar up to the goal, which moves while others write."""
+    with progress("rebuilding", 1, silent=silent) as bar:
+        if bar is None:
+            yield None
+        else:
+            yield bar

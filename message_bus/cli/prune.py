@@ -11,6 +11,7 @@ import click
 from sqlalchemy.engine import URL
 
 from message_bus.admin.retention import prune as remove
+from message_bus.cli.manners import progress
 from message_bus.cli.operating import (
     Span,
     by_option,
@@ -61,7 +62,8 @@ def prune(
         if count and not dry_run:
             if not yes:
                 confirm([f"about to remove {_counted(count)}"], "remove them?")
-            count = remove(session, older_than, tables=tables, by=by or user())
+            with progress("removing", count, silent=as_json) as show:
+                count = remove(session, older_than, tables=tables, by=by or user(), progress=show)
     if as_json:
         print_json({"count": count, "dry_run": dry_run})
     else:

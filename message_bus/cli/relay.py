@@ -19,6 +19,7 @@ from sqlalchemy.engine import URL, make_url
 
 from message_bus.bus.abc import AsyncMessageBusABC, MessageBusABC
 from message_bus.cli.application import load_relay_or_bus
+from message_bus.cli.metrics_port import metrics_served
 from message_bus.cli.options import DATABASE_URL_VARIABLE, explained, tables_of, tables_options
 from message_bus.errors import SettingsError
 from message_bus.relay.wiring import AnyRelay
@@ -65,6 +66,14 @@ _SECONDS: Final = click.FloatRange(min=0, min_open=True)
     "--drain-timeout", type=_SECONDS, metavar="SECONDS",
     help="How long a stop waits for what is in hand [default: 30]",
 )  # fmt: skip
+@click.option(
+    "--metrics-port", type=click.IntRange(1, 65_535), metavar="PORT",
+    help="Serve Prometheus metrics on this port, such as 9464.",
+)  # fmt: skip
+@click.option(
+    "--metrics-host", default="127.0.0.1", show_default=True, metavar="ADDRESS",
+    help="Where to listen for whoever reads the metrics; 0.0.0.0: everywhere.",
+)  # fmt: skip
 @click.option("--debug", is_flag=True, help="Show the traceback if it could not run.")
 def relay(
     *,
@@ -77,6 +86,8 @@ def relay(
     no_listen: bool,
     retention: str | None,
     drain_timeout: float | None,
+    metrics_port: int | None,
+    metrics_host: str,
     debug: bool,
 ) -> None:
     """Deliver what is in the outbox until SIGTERM or SIGINT.
@@ -103,16 +114,18 @@ def relay(
                 raise click.UsageError(
                     f"--app names a relay that has its settings: {', '.join(sorted(options))} cannot be given here"
                 )
-            _run(found)
+            with metrics_served(found.bus, metrics_port, metrics_host):
+                _run(found)
             return
         if url is None:
             raise click.ClickException(
                 f"--app names a bus, but no database is given (set {DATABASE_URL_VARIABLE}, or use --database-url)"
             )
-        if isinstance(found, AsyncMessageBusABC):
-            asyncio.run(_run_on_async(found, url, tables, options))
-        else:
-            _run_on(found, url, tables, options)
+        with metrics_served(found, metrics_port, metrics_host):
+            if isinstance(found, AsyncMessageBusABC):
+                asyncio.run(_run_on_async(found, url, tables, options))
+            else:
+                _run_on(found, url, tables, options)
 
 
 def _read_url(given: str) -> URL:

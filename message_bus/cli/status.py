@@ -15,6 +15,7 @@ from message_bus.admin.findings import spelled
 from message_bus.admin.overview import EventLogStatus, Status, WatermarkStatus
 from message_bus.admin.status import status as read_status
 from message_bus.cli.lines import ago, harmless, instant
+from message_bus.cli.manners import coloured
 from message_bus.cli.operating import database_options, json_option, print_json, reading
 from message_bus.cli.subscription_lines import lines_of_subscriptions
 
@@ -75,6 +76,7 @@ def _watermark(mark: WatermarkStatus) -> str:
 def _dead(found: Status) -> str:
     if not found.dead:
         return "none"
-    return harmless(
-        ", ".join(f"{each.count:,} {each.message or '(gone)'} of {each.subscription}" for each in found.dead)
+    said = ", ".join(
+        f"{each.count:,} {each.message or '(gone)'} of {each.subscription}" for each in found.dead
     )
+    return coloured(harmless(said), "red")

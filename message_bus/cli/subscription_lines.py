@@ -7,6 +7,7 @@ from datetime import datetime
 
 from message_bus.admin.partitions import PartitionStatus, SubscriptionChange
 from message_bus.cli.lines import ago, table
+from message_bus.cli.manners import Coloured, counted
 
 _HEADING = ("subscription", "log", "state", "position", "lag", "retrying", "held", "dead", "worker", "seen")
 _DONE = {
@@ -30,12 +31,12 @@ def lines_of_subscriptions(partitions: Sequence[PartitionStatus], now: datetime)
             if each.partitions == 1
             else f"{each.subscription} {each.partition + 1}/{each.partitions}",
             each.log,
-            each.state,
+            each.state if each.state == "active" else Coloured(each.state, "yellow"),
             f"{each.position:,}",
             "-" if each.lag is None else f"{each.lag:,}",
-            f"{each.retrying:,}",
-            f"{each.held:,}",
-            f"{each.dead:,}",
+            counted(each.retrying, "yellow"),
+            counted(each.held, "yellow"),
+            counted(each.dead, "red"),
             "none" if each.lease_until is None else f"until {each.lease_until:%H:%M:%SZ}",
             ago(each.seen_at, now),
         )

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy.exc import SQLAlchemyError
@@ -24,9 +24,10 @@ from message_bus.delivery.changes import Recorder
 from message_bus.delivery.hands import Hands
 from message_bus.delivery.jobs import Failed, Interrupted, Job, Stop, TakenBack, Tally, Trying
 from message_bus.delivery.lease import Lease
+from message_bus.delivery.observed import Observed
 from message_bus.delivery.reading import Reader
 from message_bus.delivery.subscription import Subscription
-from message_bus.delivery.telling import handlers_of, log_stall, log_verdict
+from message_bus.delivery.telling import handlers_of, log_stall
 from message_bus.delivery.verdicts import (
     Dead,
     Delivered,
@@ -38,6 +39,7 @@ from message_bus.delivery.verdicts import (
     single_errors,
     speaks_of_handlers,
 )
+from message_bus.messages.envelope import undecoded_envelope
 from message_bus.storage.outages import is_outage
 from message_bus.storage.tables import RETRYING, TRYING, MessageBusTables
 
@@ -63,9 +65,12 @@ class Attempts:
         reader: Reader,
         recorder: Recorder,
         context: Mapping[str, Any],
+        registry: Any,
         stop: Stop,
+        observed: Observed,
         hands: Hands | None = None,
     ) -> None:
+        self._observed = observed
         self._session = session
         self._handler = handler
         self._tables = tables
@@ -74,6 +79,7 @@ class Attempts:
         self._reader = reader
         self._recorder = recorder
         self._context = context
+        self._registry = None if getattr(handler, "_makes_envelopes", False) else registry
         self._stop = stop
         self._hands = Hands() if hands is None else hands
         self._tally = Tally()
@@ -126,10 +132,16 @@ class Attempts:
                 raise self._lease.lost()
             self._lease.trust()
 
+    @property
+    def _try(self) -> Callable[[Job, Mapping[str, Any]], bool]:
+        return self._call if self._observed.observers is None else self._call_observed
+
     def _call(self, job: Job, resources: Mapping[str, Any]) -> bool:
         """Call the handler; True if it handled the message, False if it passed it over."""
         context = Context(resources)
         context["attempt"] = job.attempts + 1
+        if self._registry is not None:
+            context["envelope"] = undecoded_envelope(self._registry, job.message)
         watch = self._lease.watch
         token = watch.begin(job)
         try:
@@ -143,8 +155,16 @@ class Attempts:
             stood_still = self._stall.take()
             if stood_still > STALL:
                 handlers = handlers_of(self._handler, job.message.message)
-                log_stall(self._settings, handlers, str(job), stood_still)
+                log_stall(self._observed.part, handlers, job, stood_still)
         return handled is None or not isinstance(handled, PassedOver)
+
+    def _call_observed(self, job: Job, resources: Mapping[str, Any]) -> bool:
+        """Do what `_call` does, and let observers see it."""
+        attempt = self._observed.attempt(job)
+        with self._observed.attempting(attempt):
+            handled = self._call(job, resources)
+            attempt.passed_over = not handled
+        return handled
 
     def _must_end(self) -> bool:
         """Whether no other message of a batch may be begun: asked to stop, paused, or the lease is over."""
@@ -163,7 +183,7 @@ class Attempts:
             self._tally.passed_over += 1
 
     def _judge(self, job: Job, error: Exception) -> Failed:
-        """The failure with its verdict, logged. Raises Interrupted for an outage."""
+        """The failure with its verdict. Raises Interrupted for an outage."""
         outage = is_outage(error)
         verdict = decide(
             error, attempt=job.attempts + 1, settings=self._settings, chance=random.random(), outage=outage
@@ -175,7 +195,6 @@ class Attempts:
                 ) from error
             case Retry() | Dead():
                 self._failed_here.add(job.position)
-                log_verdict(self._settings, job, verdict, error)
                 self._suspect(job, error)
                 return Failed(job, error, verdict)
             case Delivered() | PassedOver():  # pragma: no cover  (decide() says these of no error only)

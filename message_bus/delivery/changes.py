@@ -1,9 +1,10 @@
 # Generated from changes_async.py by tests/tools/unasync.py: do not edit.
 """Records what became of messages, and moves the checkpoint, in one commit.
 
-    lock the checkpoint row (S3) ──► delivery rows ──► compare-and-set of the checkpoint, last (S1) ──► COMMIT
+    lock the checkpoint row (S3) ──► delivery rows ──► history ──► compare-and-set of the checkpoint, last (S1) ──► COMMIT
 
-Whatever the session did before (a handler's effects) is in that commit too (G5).
+Whatever the session did before (a handler's effects) is in that commit too (G5). The history is one statement more, and
+only where there is something to tell.
 """
 
 from __future__ import annotations
@@ -31,9 +32,10 @@ from message_bus.delivery.jobs import (
 )
 from message_bus.delivery.lease import Lease
 from message_bus.delivery.reading import Reader
+from message_bus.delivery.remembering import Remembered
 from message_bus.delivery.verdicts import Dead, Retry, error_text, traceback_text
 from message_bus.errors import LeaseLost
-from message_bus.storage import outcome_statements
+from message_bus.storage import history_statements, outcome_statements
 from message_bus.storage.dead_letter_statements import replay_letter
 from message_bus.storage.tables import DEAD, HELD, RETRYING, TRYING, MessageBusTables
 
@@ -47,6 +49,7 @@ class Recorder:
         self._lease = lease
         self._reader = reader
         self._name = lease.settings.name
+        self._redact = lease.settings.redact
         self._hold = outcome_statements.hold(tables)
         self._forget = outcome_statements.forget(tables)
         self._first_failure = outcome_statements.record_new_failure(tables)
@@ -54,6 +57,12 @@ class Recorder:
         self._set_state = outcome_statements.set_state(tables)
         self._crash = outcome_statements.record_crash(tables)
         self._replay = replay_letter(tables)
+        self._log = tables.source_log
+        hold_dead = lease.settings.on_dead_letter == "hold"
+        self._remember = {
+            held: history_statements.remember(tables, held=held, hold_dead=hold_dead)
+            for held in (False, True)
+        }
 
     def commit(self, session: Session, changes: Sequence[Change], *, to: int, ahead: int = 0) -> None:
         """Write the changes, move the checkpoint to `to`, commit; if the answer is lost, find out what happened.
@@ -67,6 +76,7 @@ class Recorder:
             self._lease.lock(session)
             self._write(session, changes)
             self._reader.failures |= any(not isinstance(change, Settled) for change in changes)
+            self._reader.expect_due()
         expected = self._reader.advance(session, self._lease, to, ahead=0 if changes else ahead)
         self._commit(session, expected)
         self._lease.committed(expected)
@@ -91,12 +101,17 @@ class Recorder:
         rows = [row for change in changes if (row := self._untried(change)) is not None]
         if rows:
             session.execute(self._hold, rows)
+        remembered = Remembered(str(self._name), self._log)
         for change in changes:
+            error: str | None = None
             match change:
-                case Failed(job=job) if job.state is None:
-                    session.execute(self._first_failure, self._failure(change))
-                case Failed():
-                    self._one(session, self._next_failure, self._repeated_failure(change))
+                case Failed(job=job):
+                    failure = self._failure(change)
+                    error = failure["error"]
+                    if job.state is None:
+                        session.execute(self._first_failure, failure)
+                    else:
+                        self._one(session, self._next_failure, self._repeated(job, failure))
                 case Settled(job=job):
                     self._one(session, self._forget, self._row(job))
                 case Trying(job=job) if job.state is not None:
@@ -114,6 +129,9 @@ class Recorder:
                     self._one(session, self._replay, letter)
                 case Held() | Postponed() | Trying():
                     pass
+            remembered.add(change, error=error)
+        if remembered.rows:  # last: behind what a message is held was recorded above
+            session.execute(self._remember[remembered.any_held], remembered.rows)
 
     def _untried(self, change: Change) -> dict[str, Any] | None:
         """The row of a new message that has not been tried."""
@@ -152,8 +170,8 @@ class Recorder:
             "state": RETRYING if isinstance(verdict, Retry) else DEAD,
             "attempts": job.attempts + 1,
             "delay": verdict.delay.total_seconds() if isinstance(verdict, Retry) else None,
-            "error": error_text(change.error),
-            "traceback": traceback_text(change.error),
+            "error": error_text(change.error, redact=self._redact),
+            "traceback": traceback_text(change.error, redact=self._redact),
         }
 
     def _crashed(self, change: Crashed) -> dict[str, Any]:
@@ -170,10 +188,9 @@ class Recorder:
             else "the worker died with this message in hand",
         }
 
-    def _repeated_failure(self, change: Failed) -> dict[str, Any]:
-        failure = self._failure(change)
+    def _repeated(self, job: Job, failure: dict[str, Any]) -> dict[str, Any]:
         return {
-            **self._row(change.job),
+            **self._row(job),
             "new_state": failure["state"],
             "new_attempts": failure["attempts"],
             "delay": failure["delay"],

@@ -1,8 +1,9 @@
 """Records what became of messages, and moves the checkpoint, in one commit.
 
-    lock the checkpoint row (S3) ──► delivery rows ──► compare-and-set of the checkpoint, last (S1) ──► COMMIT
+    lock the checkpoint row (S3) ──► delivery rows ──► history ──► compare-and-set of the checkpoint, last (S1) ──► COMMIT
 
-Whatever the session did before (a handler's effects) is in that commit too (G5).
+Whatever the session did before (a handler's effects) is in that commit too (G5). The history is one statement more, and
+only where there is something to tell.
 """
 
 from __future__ import annotations
@@ -30,9 +31,10 @@ from message_bus.delivery.jobs import (
 )
 from message_bus.delivery.lease_async import AsyncLease
 from message_bus.delivery.reading_async import AsyncReader
+from message_bus.delivery.remembering import Remembered
 from message_bus.delivery.verdicts import Dead, Retry, error_text, traceback_text
 from message_bus.errors import LeaseLost
-from message_bus.storage import outcome_statements
+from message_bus.storage import history_statements, outcome_statements
 from message_bus.storage.dead_letter_statements import replay_letter
 from message_bus.storage.tables import DEAD, HELD, RETRYING, TRYING, MessageBusTables
 
@@ -46,6 +48,7 @@ class AsyncRecorder:
         self._lease = lease
         self._reader = reader
         self._name = lease.settings.name
+        self._redact = lease.settings.redact
         self._hold = outcome_statements.hold(tables)
         self._forget = outcome_statements.forget(tables)
         self._first_failure = outcome_statements.record_new_failure(tables)
@@ -53,6 +56,12 @@ class AsyncRecorder:
         self._set_state = outcome_statements.set_state(tables)
         self._crash = outcome_statements.record_crash(tables)
         self._replay = replay_letter(tables)
+        self._log = tables.source_log
+        hold_dead = lease.settings.on_dead_letter == "hold"
+        self._remember = {
+            held: history_statements.remember(tables, held=held, hold_dead=hold_dead)
+            for held in (False, True)
+        }
 
     async def commit(
         self, session: AsyncSession, changes: Sequence[Change], *, to: int, ahead: int = 0
@@ -68,6 +77,7 @@ class AsyncRecorder:
             await self._lease.lock(session)
             await self._write(session, changes)
             self._reader.failures |= any(not isinstance(change, Settled) for change in changes)
+            self._reader.expect_due()
         expected = await self._reader.advance(session, self._lease, to, ahead=0 if changes else ahead)
         await self._commit(session, expected)
         self._lease.committed(expected)
@@ -92,12 +102,17 @@ class AsyncRecorder:
         rows = [row for change in changes if (row := self._untried(change)) is not None]
         if rows:
             await session.execute(self._hold, rows)
+        remembered = Remembered(str(self._name), self._log)
         for change in changes:
+            error: str | None = None
             match change:
-                case Failed(job=job) if job.state is None:
-                    await session.execute(self._first_failure, self._failure(change))
-                case Failed():
-                    await self._one(session, self._next_failure, self._repeated_failure(change))
+                case Failed(job=job):
+                    failure = self._failure(change)
+                    error = failure["error"]
+                    if job.state is None:
+                        await session.execute(self._first_failure, failure)
+                    else:
+                        await self._one(session, self._next_failure, self._repeated(job, failure))
                 case Settled(job=job):
                     await self._one(session, self._forget, self._row(job))
                 case Trying(job=job) if job.state is not None:
@@ -115,6 +130,9 @@ class AsyncRecorder:
                     await self._one(session, self._replay, letter)
                 case Held() | Postponed() | Trying():
                     pass
+            remembered.add(change, error=error)
+        if remembered.rows:  # last: behind what a message is held was recorded above
+            await session.execute(self._remember[remembered.any_held], remembered.rows)
 
     def _untried(self, change: Change) -> dict[str, Any] | None:
         """The row of a new message that has not been tried."""
@@ -153,8 +171,8 @@ class AsyncRecorder:
             "state": RETRYING if isinstance(verdict, Retry) else DEAD,
             "attempts": job.attempts + 1,
             "delay": verdict.delay.total_seconds() if isinstance(verdict, Retry) else None,
-            "error": error_text(change.error),
-            "traceback": traceback_text(change.error),
+            "error": error_text(change.error, redact=self._redact),
+            "traceback": traceback_text(change.error, redact=self._redact),
         }
 
     def _crashed(self, change: Crashed) -> dict[str, Any]:
@@ -171,10 +189,9 @@ class AsyncRecorder:
             else "the worker died with this message in hand",
         }
 
-    def _repeated_failure(self, change: Failed) -> dict[str, Any]:
-        failure = self._failure(change)
+    def _repeated(self, job: Job, failure: dict[str, Any]) -> dict[str, Any]:
         return {
-            **self._row(change.job),
+            **self._row(job),
             "new_state": failure["state"],
             "new_attempts": failure["attempts"],
             "delay": failure["delay"],

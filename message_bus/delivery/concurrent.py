@@ -35,6 +35,7 @@ from message_bus.delivery.lanes import Lanes
 from message_bus.delivery.ownership import write_everything
 from message_bus.delivery.patience import Patience
 from message_bus.delivery.run import Run
+from message_bus.delivery.telling import log_verdicts
 from message_bus.repositories.late_writing import buffer
 
 
@@ -70,17 +71,20 @@ class ConcurrentRun(Run):
 
     def _group(self, jobs: Sequence[Job], blocked: set[str], *, to: int, ahead: int = 0) -> int:
         outcomes: dict[int, Change | Sent] = {}
+        self._observed.begin()
         interrupted = self._all(jobs, blocked, outcomes)
         done = max((number for number, job in enumerate(jobs, 1) if job.position in outcomes), default=0)
         if done:
             results = [self._emit(outcomes.get(job.position, Postponed(job)), blocked) for job in jobs[:done]]
             changes = [change for each in results if (change := change_of(each)) is not None]
-            self._recorder.commit(
-                self._session,
-                changes,
-                to=end_of(jobs, done, to),
-                ahead=ahead if done == len(jobs) else 0,
-            )
+            with self._observed.recording(lambda: results):
+                self._recorder.commit(
+                    self._session,
+                    changes,
+                    to=end_of(jobs, done, to),
+                    ahead=ahead if done == len(jobs) else 0,
+                )
+            log_verdicts(self._observed.part, self._settings, results)
             for each in results:
                 if isinstance(each, Sent):
                     self._count(each.handled)
@@ -128,7 +132,7 @@ class ConcurrentRun(Run):
         """Handle one message."""
         emitted = CollectingOutbox()
         try:
-            handled = self._call(job, {**self._context, "sessions": self._sessions, "outbox": emitted})
+            handled = self._try(job, {**self._context, "sessions": self._sessions, "outbox": emitted})
         except Exception as error:
             return Attempt(job, False, emitted, error)
         return Attempt(job, handled, emitted)

@@ -34,6 +34,7 @@ from message_bus.delivery.lanes import Lanes
 from message_bus.delivery.ownership import write_everything
 from message_bus.delivery.patience_async import AsyncPatience
 from message_bus.delivery.run_async import AsyncRun
+from message_bus.delivery.telling import log_verdicts
 from message_bus.repositories.late_writing import buffer
 
 
@@ -69,6 +70,7 @@ class AsyncConcurrentRun(AsyncRun):
 
     async def _group(self, jobs: Sequence[Job], blocked: set[str], *, to: int, ahead: int = 0) -> int:
         outcomes: dict[int, Change | Sent] = {}
+        self._observed.begin()
         interrupted = await self._all(jobs, blocked, outcomes)
         done = max((number for number, job in enumerate(jobs, 1) if job.position in outcomes), default=0)
         if done:
@@ -76,12 +78,14 @@ class AsyncConcurrentRun(AsyncRun):
                 await self._emit(outcomes.get(job.position, Postponed(job)), blocked) for job in jobs[:done]
             ]
             changes = [change for each in results if (change := change_of(each)) is not None]
-            await self._recorder.commit(
-                self._session,
-                changes,
-                to=end_of(jobs, done, to),
-                ahead=ahead if done == len(jobs) else 0,
-            )
+            with self._observed.recording(lambda: results):
+                await self._recorder.commit(
+                    self._session,
+                    changes,
+                    to=end_of(jobs, done, to),
+                    ahead=ahead if done == len(jobs) else 0,
+                )
+            log_verdicts(self._observed.part, self._settings, results)
             for each in results:
                 if isinstance(each, Sent):
                     self._count(each.handled)
@@ -129,7 +133,7 @@ class AsyncConcurrentRun(AsyncRun):
         """Handle one message."""
         emitted = CollectingOutbox()
         try:
-            handled = await self._call(job, {**self._context, "sessions": self._sessions, "outbox": emitted})
+            handled = await self._try(job, {**self._context, "sessions": self._sessions, "outbox": emitted})
         except Exception as error:
             return AsyncAttempt(job, False, emitted, error)
         return AsyncAttempt(job, handled, emitted)

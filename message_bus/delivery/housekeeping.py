@@ -8,6 +8,7 @@ One at a time per log, through the log's own row; whoever finds it taken leaves 
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
@@ -15,7 +16,7 @@ from sqlalchemy import CursorResult, text
 from sqlalchemy.orm import Session
 
 from message_bus._compat import on_sync_connection
-from message_bus.storage import housekeeping_statements, statements
+from message_bus.storage import history_statements, housekeeping_statements, statements
 from message_bus.storage.channel import notify
 from message_bus.storage.logs import OUTBOX_LOG, quoted_name
 from message_bus.storage.preconditions import reader_settings
@@ -63,10 +64,17 @@ def _wake_relays(session: Session, tables: MessageBusTables) -> None:
         session.execute(notify(), {"log_table": outbox})
 
 
-def prune(session: Session, tables: MessageBusTables, *, older_than: timedelta) -> int:
+def prune(
+    session: Session,
+    tables: MessageBusTables,
+    *,
+    older_than: timedelta,
+    progress: Callable[[int], object] | None = None,
+) -> int:
     """Remove rows that every subscription has passed and that are older than `older_than` (G9); how many.
 
-    Rows that are retrying, held or dead anywhere stay. Without any subscription nothing is removed (S4).
+    Rows that are retrying, held or dead anywhere stay. Without any subscription nothing is removed (S4). Their history
+    goes with them; that of events, which stay, goes when it is as old.
     """
     pruned = 0
     after = 0
@@ -85,17 +93,26 @@ def prune(session: Session, tables: MessageBusTables, *, older_than: timedelta) 
             {"after": after, "passed": passed or 0, "age": -older_than.total_seconds(), "limit": BATCH},
         )
         rows = window.all()
-        gone = [row.position for row in rows if row.old and not row.kept]
+        gone = [row for row in rows if row.old and not row.kept]
+        # the log comes last: from then on the watermark is held (W10)
+        forgotten: CursorResult[Any] = session.execute(  # type: ignore[assignment]
+            history_statements.forget_old(tables), {"age": -older_than.total_seconds(), "limit": BATCH}
+        )
         if gone:
-            session.execute(housekeeping_statements.prune(tables), {"positions": gone})
+            ids, positions = [row.id for row in gone], [row.position for row in gone]
+            session.execute(history_statements.forget_pruned(tables), {"ids": ids})
+            session.execute(housekeeping_statements.prune(tables), {"positions": positions})
             session.execute(
-                housekeeping_statements.note_pruned(tables), {"of_log": OUTBOX_LOG, "to": gone[-1]}
+                housekeeping_statements.note_pruned(tables), {"of_log": OUTBOX_LOG, "to": positions[-1]}
             )
         session.commit()
         pruned += len(gone)
-        if len(rows) < BATCH or not rows[-1].old:
+        if progress is not None:
+            progress(pruned)
+        is_over = len(rows) < BATCH or not rows[-1].old
+        if is_over and forgotten.rowcount < BATCH:
             return pruned
-        after = rows[-1].position
+        after = rows[-1].position if rows else after
 
 
 def _locked(session: Session, tables: MessageBusTables) -> bool:

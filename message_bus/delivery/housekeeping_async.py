@@ -7,6 +7,7 @@ One at a time per log, through the log's own row; whoever finds it taken leaves 
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
@@ -14,7 +15,7 @@ from sqlalchemy import CursorResult, text
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from message_bus._compat import on_sync_connection_async
-from message_bus.storage import housekeeping_statements, statements
+from message_bus.storage import history_statements, housekeeping_statements, statements
 from message_bus.storage.channel import notify
 from message_bus.storage.logs import OUTBOX_LOG, quoted_name
 from message_bus.storage.preconditions import reader_settings
@@ -62,10 +63,17 @@ async def _wake_relays(session: AsyncSession, tables: MessageBusTables) -> None:
         await session.execute(notify(), {"log_table": outbox})
 
 
-async def prune_async(session: AsyncSession, tables: MessageBusTables, *, older_than: timedelta) -> int:
+async def prune_async(
+    session: AsyncSession,
+    tables: MessageBusTables,
+    *,
+    older_than: timedelta,
+    progress: Callable[[int], object] | None = None,
+) -> int:
     """Remove rows that every subscription has passed and that are older than `older_than` (G9); how many.
 
-    Rows that are retrying, held or dead anywhere stay. Without any subscription nothing is removed (S4).
+    Rows that are retrying, held or dead anywhere stay. Without any subscription nothing is removed (S4). Their history
+    goes with them; that of events, which stay, goes when it is as old.
     """
     pruned = 0
     after = 0
@@ -84,17 +92,26 @@ async def prune_async(session: AsyncSession, tables: MessageBusTables, *, older_
             {"after": after, "passed": passed or 0, "age": -older_than.total_seconds(), "limit": BATCH},
         )
         rows = window.all()
-        gone = [row.position for row in rows if row.old and not row.kept]
+        gone = [row for row in rows if row.old and not row.kept]
+        # the log comes last: from then on the watermark is held (W10)
+        forgotten: CursorResult[Any] = await session.execute(  # type: ignore[assignment]
+            history_statements.forget_old(tables), {"age": -older_than.total_seconds(), "limit": BATCH}
+        )
         if gone:
-            await session.execute(housekeeping_statements.prune(tables), {"positions": gone})
+            ids, positions = [row.id for row in gone], [row.position for row in gone]
+            await session.execute(history_statements.forget_pruned(tables), {"ids": ids})
+            await session.execute(housekeeping_statements.prune(tables), {"positions": positions})
             await session.execute(
-                housekeeping_statements.note_pruned(tables), {"of_log": OUTBOX_LOG, "to": gone[-1]}
+                housekeeping_statements.note_pruned(tables), {"of_log": OUTBOX_LOG, "to": positions[-1]}
             )
         await session.commit()
         pruned += len(gone)
-        if len(rows) < BATCH or not rows[-1].old:
+        if progress is not None:
+            progress(pruned)
+        is_over = len(rows) < BATCH or not rows[-1].old
+        if is_over and forgotten.rowcount < BATCH:
             return pruned
-        after = rows[-1].position
+        after = rows[-1].position if rows else after
 
 
 async def _locked(session: AsyncSession, tables: MessageBusTables) -> bool:

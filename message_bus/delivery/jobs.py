@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
+from uuid import UUID
 
 from message_bus.delivery.verdicts import Dead, Retry
 from message_bus.repositories.outbox_message import OutboxMessage
@@ -72,9 +73,10 @@ class Failed:
 
 @dataclass(frozen=True, slots=True)
 class Settled:
-    """A message of the delivery table that has been handled."""
+    """A message of the delivery table that has been handled, or passed over."""
 
     job: Job
+    handled: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +108,7 @@ class Crashed:
     position: int
     crashes: int
     verdict: Retry | Dead
+    message_id: UUID | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +116,7 @@ class Revived:
     """A dead letter whose type is known by now (G7)."""
 
     position: int
+    message_id: UUID
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +125,7 @@ class Unwanted:
 
     position: int
     state: str
+    message_id: UUID | None
 
 
 Change = Held | Failed | Settled | Trying | TakenBack | Postponed | Crashed | Revived | Unwanted
@@ -170,7 +175,7 @@ class Sent:
 def change_of(outcome: Change | Sent) -> Change | None:
     """What is to be recorded; nothing for a new message that was handled."""
     if isinstance(outcome, Sent):
-        return Settled(outcome.job) if outcome.job.state is not None else None
+        return Settled(outcome.job, outcome.handled) if outcome.job.state is not None else None
     return outcome
 
 

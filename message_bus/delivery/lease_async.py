@@ -83,7 +83,7 @@ class AsyncLease:
         """How to take back the attempt that is recorded, as long as nobody knows what became of it (S6)."""
         self._over_at = asked_at + lease.total_seconds() * USED
         self._doubted = False
-        self._asked_at = asked_at
+        self._asked_at = self.asked_at = asked_at
         self.guarded = guarded
         """Whether the server is to end a transaction that holds the partition's row and is silent for a lease (S7)."""
         self._lock = statements.lock_mine(tables, guarded=guarded)

@@ -19,7 +19,10 @@ from message_bus._compat import result_of
 from message_bus.bus.context import Context
 from message_bus.delivery.report import OutboxReport, SubscriptionReport, summed
 from message_bus.delivery.subscription import Subscription
+from message_bus.delivery.telling import fields_of_own_row
 from message_bus.delivery.verdicts import PassedOver
+from message_bus.messages.envelope import undecoded_envelope
+from message_bus.repositories.outbox_message import outbox_message_of
 
 logger = logging.getLogger("message_bus.delivery")
 
@@ -40,23 +43,26 @@ def process_own_rows(
             break
         message_id = row.id
         tried.add(message_id)
+        extra = fields_of_own_row(message_id, getattr(row, "message", None))
         try:
             handled = _handle(bus, repo, row, handlers)
             _mark(row)
             result_of(repo.save())
         except Exception as error:
             failed += 1
-            logger.error(
+            logger.error(  # with its traceback: such a repository has no other place for it
                 "an outbox row failed and will be tried again: %s",
                 type(error).__name__,
                 exc_info=error,
-                extra={"message_id": str(message_id)},
+                extra={**extra, "verdict": "retrying", "error_type": type(error).__name__},
             )
             result_of(repo.rollback())
             rows = iter(_unprocessed(repo))  # a rollback expires what was loaded
         else:
             delivered += handled
             passed_over += not handled
+            verdict = "delivered" if handled else "passed over"
+            logger.debug("an outbox row is %s", verdict, extra={**extra, "verdict": verdict})
     reports = {
         name: SubscriptionReport(name=name, delivered=delivered, passed_over=passed_over, retrying=failed)
         for name in handlers
@@ -88,6 +94,7 @@ def _handle(bus: Any, repo: Any, row: Any, handlers: Mapping[str, tuple[Any, Sub
     handled = False
     for handler, _ in handlers.values():
         context = Context({**bus.context, "outbox": repo})
+        context["envelope"] = undecoded_envelope(bus.registry, outbox_message_of(row))
         outcome = result_of(handler.handle(row, context))
         handled |= not isinstance(outcome, PassedOver)
     return handled

@@ -33,6 +33,7 @@ from message_bus.delivery.starting import Standing, ensure_subscriptions
 from message_bus.delivery.subscription import Subscription
 from message_bus.delivery.worker import Worker
 from message_bus.errors import LeaseLost, SettingsError, Unavailable, WiringError, names_of
+from message_bus.observability.observer import Observers
 from message_bus.repositories.registering import as_repo
 from message_bus.repositories.sqlalchemy import SQLAlchemyOutBoxRepo
 from message_bus.repositories.waiting import clause_for
@@ -221,6 +222,9 @@ class _Step:
                 session.execute(statements.count_after(self._tables.of_log(log)), {"settled": look.settled})
             ).scalar_one()
         session.commit()
+        observers: Observers | None = getattr(self._bus, "observer", None)
+        if observers is not None and (promoted or pruned):
+            observers.housekept(promoted, pruned)
         return summed(reports, unsettled=unsettled, promoted=promoted, pruned=pruned)
 
     def _ensure(self, log: str, wanted: Sequence[Subscription]) -> Standing:
@@ -271,6 +275,7 @@ class _Step:
             tally = self._one(worker, unit.handler.log, limit=left)
         except LeaseLost as lost:
             logger.warning("%s", lost, extra={"subscription": settings.name, "partition": unit.partition})
+            worker.observed.leased("lost")
             unit.busy = result.busy = True
             return False
         total.delivered += tally.delivered

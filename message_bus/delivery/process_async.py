@@ -32,6 +32,7 @@ from message_bus.delivery.starting_async import Standing, ensure_subscriptions_a
 from message_bus.delivery.subscription import Subscription
 from message_bus.delivery.worker_async import AsyncWorker
 from message_bus.errors import LeaseLost, SettingsError, Unavailable, WiringError, names_of
+from message_bus.observability.observer import Observers
 from message_bus.repositories.registering import as_repo
 from message_bus.repositories.sqlalchemy_async import AsyncSQLAlchemyOutBoxRepo
 from message_bus.repositories.waiting import clause_for
@@ -226,6 +227,9 @@ class _AsyncStep:
                 )
             ).scalar_one()
         await session.commit()
+        observers: Observers | None = getattr(self._bus, "observer", None)
+        if observers is not None and (promoted or pruned):
+            observers.housekept(promoted, pruned)
         return summed(reports, unsettled=unsettled, promoted=promoted, pruned=pruned)
 
     async def _ensure(self, log: str, wanted: Sequence[Subscription]) -> Standing:
@@ -278,6 +282,7 @@ class _AsyncStep:
             tally = await self._one(worker, unit.handler.log, limit=left)
         except LeaseLost as lost:
             logger.warning("%s", lost, extra={"subscription": settings.name, "partition": unit.partition})
+            worker.observed.leased("lost")
             unit.busy = result.busy = True
             return False
         total.delivered += tally.delivered

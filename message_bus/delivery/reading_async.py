@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime
-from typing import Any
+from time import monotonic
+from typing import Any, Final
 
 from sqlalchemy import Row, Select
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -24,6 +25,9 @@ from message_bus.storage.logs import quoted_name
 from message_bus.storage.settled import Look, check_checkpoint
 from message_bus.storage.tables import BLOCKING, DEAD, MessageBusTables
 from message_bus.storage.watermark_async import AsyncWatermark
+
+_ALWAYS: Final = float("-inf")  # by a clock that may begin anywhere
+LONGEST_GUESS: Final = 1.0  # seconds: the database's clock may be set, and then what we know of it is wrong
 
 
 class AsyncReader:
@@ -49,7 +53,7 @@ class AsyncReader:
         self._due_rows = {
             light: statements.due_rows(tables, hold_dead=hold, light=light, **part) for light in (False, True)
         }
-        self._has_failures = statements.has_failures(tables, hold_dead=hold)
+        self._failures_ahead = statements.failures_ahead(tables, hold_dead=hold)
         self._row_at = statements.row_at(tables)
         self._leftovers = statements.leftovers(tables, names=names, **part)
         self._advance_and_read = {
@@ -63,11 +67,21 @@ class AsyncReader:
         self._ahead: tuple[int, Batch] | None = None
         self.failures = True
         """Whether rows of the delivery table may be due, or block a key: only the owner and operators make such rows."""
+        self._not_due_before = _ALWAYS
         self._blocked_keys: Select[*tuple[Any, ...]] = statements.blocked_keys(tables)
 
     def reads(self, message: str | None) -> bool:
         """Whether messages of this type are the subscription's: `types` may have had it once, or an operator held it."""
         return self._names is None or message is None or message in self._names
+
+    @property
+    def may_be_due(self) -> bool:
+        """Whether to ask for what is due: there is something, and it is not known to wait for longer."""
+        return self.failures and monotonic() >= self._not_due_before
+
+    def expect_due(self) -> None:
+        """Ask the next time: the owner or an operator has changed something, or somebody has seen what is due."""
+        self._not_due_before = _ALWAYS
 
     async def now(self, session: AsyncSession) -> datetime:
         """The database's clock. Leaves the transaction open."""
@@ -95,8 +109,11 @@ class AsyncReader:
         )
         jobs = tuple(Job(message_of(row), row[0], row.state, row.attempts, row.crashes) for row in rows)
         if not jobs:
-            found = await session.execute(self._has_failures, {"subscription": self._settings.name})
-            self.failures = found.scalar_one()
+            asked_at = monotonic()
+            found = await session.execute(self._failures_ahead, {"subscription": self._settings.name})
+            self.failures, next_due, now = found.one()
+            ahead = LONGEST_GUESS if next_due is None else (next_due - now).total_seconds()
+            self._not_due_before = asked_at + min(ahead, LONGEST_GUESS)
         await session.commit()
         return jobs
 

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Protocol, runtime_checkable
@@ -27,9 +28,19 @@ class RetryPolicy(Protocol):
 
 
 def _refuse_negative(policy: str, **seconds: float) -> None:
-    problems = [f"{name} is negative (use seconds >= 0)" for name, value in seconds.items() if not value >= 0]
+    problems = _not_numbers(seconds) or [
+        f"{name} is negative (use seconds >= 0)" for name, value in seconds.items() if not value >= 0
+    ]
     if problems:
         raise SettingsError(policy, problems)
+
+
+def _not_numbers(given: Mapping[str, object]) -> list[str]:
+    return [
+        f"{name} is a {type(value).__name__}, not a number of seconds (of a timedelta: .total_seconds())"
+        for name, value in given.items()
+        if isinstance(value, bool) or not isinstance(value, int | float)
+    ]
 
 
 @dataclass(frozen=True)
@@ -91,6 +102,9 @@ class ExponentialBackoff:
 
     def __post_init__(self) -> None:
         _refuse_negative("ExponentialBackoff", initial_delay=self.initial_delay, max_delay=self.max_delay)
+        if not isinstance(self.multiplier, int | float):  # pyright: ignore[reportUnnecessaryIsInstance]
+            problem = f"multiplier is a {type(self.multiplier).__name__}, not a number"
+            raise SettingsError("ExponentialBackoff", [problem])
         if not self.multiplier >= 1:
             raise SettingsError("ExponentialBackoff", ["multiplier is below 1 (the delays would shrink)"])
 

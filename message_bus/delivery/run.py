@@ -14,6 +14,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from datetime import datetime
+from time import monotonic
 from typing import Any
 
 from message_bus._compat import stall_watch
@@ -28,6 +29,7 @@ from message_bus.delivery.jobs import (
     Tally,
     Unwanted,
 )
+from message_bus.delivery.observed import crashes_of
 from message_bus.delivery.patience import Patience
 from message_bus.delivery.telling import log_crash, log_unwanted
 from message_bus.delivery.verdicts import decide_crash
@@ -86,6 +88,7 @@ class Run(Attempts):
         """One pass over due rows and one over new ones: was there anything?"""
         if self._lease.outdated:
             self._reader.failures = True
+            self._reader.expect_due()
             self._lease.outdated = False
         try:
             self._settle_in()
@@ -130,14 +133,16 @@ class Run(Attempts):
             self._lease.lock(self._session)  # in a later statement (S3)
             left = self._reader.leftovers(self._session)
             changes = self._changes_for(left)
-            self._recorder.commit(self._session, changes, to=self._lease.at.position)
             names = {row.position: row.message for row in left}
+            self._observed.begin()  # nobody here has worked on them
+            with self._observed.recording(lambda: crashes_of(changes, left)):
+                self._recorder.commit(self._session, changes, to=self._lease.at.position)
             for change in changes:
                 match change:
-                    case Crashed(position=position, verdict=verdict):
-                        log_crash(self._settings, position, names[position], verdict)
-                    case Unwanted(position=position):
-                        log_unwanted(self._settings, position, names[position])
+                    case Crashed():
+                        log_crash(self._observed.part, change, names[change.position])
+                    case Unwanted():
+                        log_unwanted(self._observed.part, change, names[change.position])
                     case _:
                         pass
         else:
@@ -151,22 +156,22 @@ class Run(Attempts):
         changes: list[Change] = []
         for row in left:
             if row.state != DEAD and not self._reader.reads(row.message):
-                changes.append(Unwanted(row.position, row.state))
+                changes.append(Unwanted(row.position, row.state, row.id))
             elif row.state != TRYING:
                 if row.message in registry:
-                    changes.append(Revived(row.position))
+                    changes.append(Revived(row.position, row.id))
             elif self._lease.taken_over:
                 verdict = decide_crash(
                     crashes=row.crashes + 1, settings=self._settings, chance=random.random()
                 )
-                changes.append(Crashed(row.position, row.crashes + 1, verdict))
+                changes.append(Crashed(row.position, row.crashes + 1, verdict, row.id))
             else:  # it gave the lease back, so nobody has died
                 changes.append(TakenBack(row.position, RETRYING))
         return changes
 
     def _due(self) -> bool:
         """Try what is due, one by one: was there anything?"""
-        if not self._reader.failures:
+        if not self._reader.may_be_due:
             return False
         if self._now is None:
             self._now = self._reader.now(self._session)
@@ -183,9 +188,9 @@ class Run(Attempts):
                 continue
             moved = True
             if not self._reader.reads(job.message.message):
-                unwanted = Unwanted(job.position, str(job.state))
+                unwanted = Unwanted(job.position, str(job.state), job.message.id)
                 self._recorder.commit(self._session, [unwanted], to=self._lease.at.position)
-                log_unwanted(self._settings, job.position, job.message.message)
+                log_unwanted(self._observed.part, unwanted, job.message.message)
             elif careful or job.crashes:
                 self._carefully(job, waiting, to=self._lease.at.position)
             else:
@@ -201,8 +206,10 @@ class Run(Attempts):
         """Read new messages and try them: was there anything?"""
         careful = self._lease.care.new > 0
         limit = self._fetch()
+        asked_at = monotonic()
         batch = self._reader.new(self._session, self._lease, limit=limit, light=careful)
         jobs, blocked = batch.jobs, set(batch.blocked)
+        self._observed.received(jobs, asked_at)
         if not jobs and batch.up_to > self._lease.at.position:
             self._recorder.commit(self._session, (), to=batch.up_to)
         if careful:

@@ -6,7 +6,7 @@ left at None takes the handler's own default.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Literal
@@ -37,6 +37,8 @@ class Subscription:
     letter or is held.
     `handler_timeout`: how long the handling of one message may take; None is for ever. An async handler is cancelled
     then, a failed attempt; a sync one cannot be: its worker loses the lease, and another one takes over (S11).
+    `redact`: is given the text of an error, and its traceback, and returns what may be stored and shown of it. Parameters
+    of SQL statements are gone before. If it fails, nothing of the text is kept.
 
     Raises: SettingsError listing every problem at once.
     """
@@ -55,6 +57,7 @@ class Subscription:
     unavailable_on: tuple[type[Exception], ...] = (ConnectionError,)
     on_dead_letter: Literal["continue", "hold"] = "continue"
     handler_timeout: timedelta | None = timedelta(minutes=5)
+    redact: Callable[[str], str] | None = None
 
     def __post_init__(self) -> None:
         problems = list(self._problems())
@@ -90,6 +93,8 @@ class Subscription:
             problems.append("handler_timeout must be longer than zero (None: for ever)")
         if isinstance(self.backoff, type) or not callable(getattr(self.backoff, "delay", None)):
             problems.append("backoff must be a RetryPolicy (an instance, such as ExponentialBackoff())")
+        if self.redact is not None and not callable(self.redact):
+            problems.append("redact must be a function that takes a text and returns what may be shown of it")
         if self.on_dead_letter not in ("continue", "hold"):
             problems.append(f"on_dead_letter {self.on_dead_letter!r} is unknown (use 'continue' or 'hold')")
         if self.types is not None and not self.types:

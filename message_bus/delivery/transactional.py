@@ -8,9 +8,10 @@ from collections.abc import Sequence
 from time import monotonic
 
 from message_bus._compat import on_sync_session, plain_session
-from message_bus.delivery.jobs import Change, Held, Job, Settled, end_of
+from message_bus.delivery.jobs import Change, Failed, Held, Job, Sent, Settled, end_of
 from message_bus.delivery.ownership import forget_loaded, lent, write_everything
 from message_bus.delivery.run import Run
+from message_bus.delivery.telling import log_verdicts, tells_everything
 from message_bus.errors import LeaseLost
 from message_bus.repositories.sqlalchemy import SQLAlchemyOutBoxRepo
 
@@ -29,6 +30,9 @@ class TransactionalRun(Run):
         held: list[Change] = []
         called: list[Job] = []
         handled: list[bool] = []
+        failed: Failed | None = None
+        self._observed.begin()
+        call = self._try
         ends_at = monotonic() + self._settings.commit_within.total_seconds()
         done = 0
         try:
@@ -42,15 +46,18 @@ class TransactionalRun(Run):
                         held.append(Held(job))
                     else:
                         called.append(job)
-                        handled.append(self._call(job, resources))
+                        handled.append(call(job, resources))
             on_sync_session(self._session, write_everything)
-            settled = [Settled(job) for job in called if job.state is not None]
-            self._recorder.commit(
-                self._session,
-                [*held, *settled],
-                to=end_of(jobs, done, to),
-                ahead=ahead if done == len(jobs) else 0,
-            )
+            settled = [
+                Settled(job, each) for job, each in zip(called, handled, strict=True) if job.state is not None
+            ]
+            with self._observed.recording(lambda: [*held, *map(_sent, called, handled)]):
+                self._recorder.commit(
+                    self._session,
+                    [*held, *settled],
+                    to=end_of(jobs, done, to),
+                    ahead=ahead if done == len(jobs) else 0,
+                )
         except LeaseLost:
             raise
         except Exception as error:
@@ -66,9 +73,14 @@ class TransactionalRun(Run):
             if not called:
                 raise
             failed = self._judge(called[0], error)
-            self._recorder.commit(self._session, [*held, failed], to=end_of(jobs, done, to))
+            with self._observed.recording(lambda: [*held, failed]):
+                self._recorder.commit(self._session, [*held, failed], to=end_of(jobs, done, to))
             self._block(failed, blocked)
             handled = []
+        if failed is not None:
+            log_verdicts(self._observed.part, self._settings, [*held, failed])
+        elif tells_everything():
+            log_verdicts(self._observed.part, self._settings, [*held, *map(_sent, called, handled)])
         if handled:
             self._lease.suspicion.succeeded()
             self._tally.delivered += handled.count(True)
@@ -86,3 +98,7 @@ class TransactionalRun(Run):
             self._ready()
             self._group((job,), blocked, to=to if number == len(jobs) else job.position)
         return len(jobs)
+
+
+def _sent(job: Job, handled: bool) -> Sent:
+    return Sent(job, handled, ())

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from time import monotonic
 
 from message_bus._compat import on_sync_session_async, plain_session_async
-from message_bus.delivery.jobs import Change, Held, Job, Settled, end_of
+from message_bus.delivery.jobs import Change, Failed, Held, Job, Sent, Settled, end_of
 from message_bus.delivery.ownership import forget_loaded, lent, write_everything
 from message_bus.delivery.run_async import AsyncRun
+from message_bus.delivery.telling import log_verdicts, tells_everything
 from message_bus.errors import LeaseLost
 from message_bus.repositories.sqlalchemy_async import AsyncSQLAlchemyOutBoxRepo
 
@@ -28,6 +29,9 @@ class AsyncTransactionalRun(AsyncRun):
         held: list[Change] = []
         called: list[Job] = []
         handled: list[bool] = []
+        failed: Failed | None = None
+        self._observed.begin()
+        call = self._try
         ends_at = monotonic() + self._settings.commit_within.total_seconds()
         done = 0
         try:
@@ -41,15 +45,18 @@ class AsyncTransactionalRun(AsyncRun):
                         held.append(Held(job))
                     else:
                         called.append(job)
-                        handled.append(await self._call(job, resources))
+                        handled.append(await call(job, resources))
             await on_sync_session_async(self._session, write_everything)
-            settled = [Settled(job) for job in called if job.state is not None]
-            await self._recorder.commit(
-                self._session,
-                [*held, *settled],
-                to=end_of(jobs, done, to),
-                ahead=ahead if done == len(jobs) else 0,
-            )
+            settled = [
+                Settled(job, each) for job, each in zip(called, handled, strict=True) if job.state is not None
+            ]
+            with self._observed.recording(lambda: [*held, *map(_sent, called, handled)]):
+                await self._recorder.commit(
+                    self._session,
+                    [*held, *settled],
+                    to=end_of(jobs, done, to),
+                    ahead=ahead if done == len(jobs) else 0,
+                )
         except LeaseLost:
             raise
         except Exception as error:
@@ -65,9 +72,14 @@ class AsyncTransactionalRun(AsyncRun):
             if not called:
                 raise
             failed = self._judge(called[0], error)
-            await self._recorder.commit(self._session, [*held, failed], to=end_of(jobs, done, to))
+            with self._observed.recording(lambda: [*held, failed]):
+                await self._recorder.commit(self._session, [*held, failed], to=end_of(jobs, done, to))
             self._block(failed, blocked)
             handled = []
+        if failed is not None:
+            log_verdicts(self._observed.part, self._settings, [*held, failed])
+        elif tells_everything():
+            log_verdicts(self._observed.part, self._settings, [*held, *map(_sent, called, handled)])
         if handled:
             self._lease.suspicion.succeeded()
             self._tally.delivered += handled.count(True)
@@ -85,3 +97,7 @@ class AsyncTransactionalRun(AsyncRun):
             await self._ready()
             await self._group((job,), blocked, to=to if number == len(jobs) else job.position)
         return len(jobs)
+
+
+def _sent(job: Job, handled: bool) -> Sent:
+    return Sent(job, handled, ())

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -21,7 +21,12 @@ from message_bus.errors import MessageDecodeError, Reject, RetryLater, Unavailab
 LONGEST_ERROR = 8 * 1024  # bytes kept of an error text and of a traceback
 LONGEST_DELAY = timedelta(days=36_500)  # beyond it the databases' calendars end, and recording would fail
 
-_PARAMETERS = re.compile(r"^\s*\[parameters: .*?\]$", re.MULTILINE | re.DOTALL)
+Redact = Callable[[str], str]
+
+_SHORTEST_DETAIL = 8  # characters: what is shorter is replaced only as a whole
+_PARAMETERS = re.compile(
+    r"^[\s|]*\[parameters: .*?\]$", re.MULTILINE | re.DOTALL
+)  # in a group behind a margin
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,14 +118,14 @@ def single_errors(error: Exception) -> Iterator[Exception]:
         yield error
 
 
-def error_text(error: BaseException) -> str:
-    """The error as it is stored: its type and text, without the parameters of SQL statements, at most 8 KiB."""
-    return _cut(f"{type(error).__qualname__}: {_storable(_text_of(error))}")
+def error_text(error: BaseException, *, redact: Redact | None = None) -> str:
+    """The error as it is stored: its type and text, without values of SQL statements, redacted, at most 8 KiB."""
+    return _cut(f"{type(error).__qualname__}: {_storable(_text_of(error), error, redact)}")
 
 
-def traceback_text(error: BaseException) -> str:
-    """The traceback as it is stored: without the parameters of SQL statements; the last 8 KiB, where the cause is."""
-    text = _storable("".join(traceback.format_exception(error)))
+def traceback_text(error: BaseException, *, redact: Redact | None = None) -> str:
+    """The traceback as it is stored: without values of SQL statements, redacted; the last 8 KiB, where the cause is."""
+    text = _storable("".join(traceback.format_exception(error)), error, redact)
     raw = text.encode()
     return text if len(raw) <= LONGEST_ERROR else "…" + raw[-LONGEST_ERROR:].decode(errors="ignore")
 
@@ -132,11 +137,49 @@ def _text_of(error: BaseException) -> str:
         return "<its str() failed>"
 
 
-def _storable(text: str) -> str:
+def _storable(text: str, error: BaseException, redact: Redact | None) -> str:
     # SQLAlchemy appends "[parameters: ...]" to its statement errors: values of the user's data
-    text = _PARAMETERS.sub("[parameters left out]", text).replace("\x00", "\\x00")
+    text = _PARAMETERS.sub("[parameters left out]", text)
+    for detail in _details_of(error):
+        text = text.replace(detail, "[left out]")
+    text = _redacted(text, redact).replace("\x00", "\\x00")
     # a lone surrogate (of a file's name, say) has no UTF-8, and would make recording the failure fail, run after run
     return text.encode(errors="backslashreplace").decode()
+
+
+def _redacted(text: str, redact: Redact | None) -> str:
+    """The text as the application lets it be seen; nothing of it if its function fails."""
+    if redact is None:
+        return text
+    try:
+        redacted: object = redact(text)
+    except Exception as error:
+        return f"<left out: redact= raised {type(error).__name__}>"
+    return (
+        redacted if isinstance(redacted, str) else f"<left out: redact= returned {type(redacted).__name__}>"
+    )
+
+
+def _details_of(error: BaseException) -> Iterator[str]:
+    """What PostgreSQL's drivers add to an error as its DETAIL: the key or the whole row that did not fit, with its values."""
+    waiting: list[BaseException] = [error]
+    seen: set[int] = set()
+    while waiting:
+        each = waiting.pop()
+        if id(each) in seen:
+            continue
+        seen.add(id(each))
+        waiting += [other for other in (each.__cause__, each.__context__) if other is not None]
+        if isinstance(each, BaseExceptionGroup):
+            waiting += each.exceptions
+        for detail in (
+            getattr(getattr(each, "diag", None), "message_detail", None),
+            getattr(each, "detail", None),
+        ):
+            if isinstance(detail, str) and detail:
+                yield detail
+                # in a group's traceback each line stands behind a margin
+                yield from (line for line in detail.splitlines() if len(line) >= _SHORTEST_DETAIL)
 
 
 def _cut(text: str) -> str:

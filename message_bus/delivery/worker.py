@@ -26,10 +26,12 @@ from message_bus.delivery.engine import ConcurrentRun, Run, TransactionalRun
 from message_bus.delivery.hands import Hands
 from message_bus.delivery.jobs import Stop, Tally
 from message_bus.delivery.lease import Lease, claim
+from message_bus.delivery.observed import Observed
 from message_bus.delivery.patience import Patience
 from message_bus.delivery.reading import Reader
 from message_bus.delivery.subscription import Subscription
 from message_bus.delivery.telling import log_end_of_outage, log_outage
+from message_bus.observability.observer import Part
 from message_bus.storage.outages import is_outage
 from message_bus.storage.tables import MessageBusTables
 from message_bus.storage.watermark import Watermark
@@ -66,6 +68,12 @@ class Worker:
         self._hands = Hands() if hands is None else hands
         self._not_given_back: Lease | None = None
         self._outage = False
+        self.observed = Observed(
+            getattr(bus, "observer", None),
+            Part(
+                subscription=str(settings.name), partition=partition, log=tables.source_log, handler=handler
+            ),
+        )
         self._recorder: Recorder | None = None
 
     def claim(self, session: Session) -> bool:
@@ -86,6 +94,9 @@ class Worker:
         if claimed is None:
             return False
         self._recorder = Recorder(self._tables, claimed, self.reader)
+        self.observed.observers = getattr(self._bus, "observer", None)
+        self.observed.know(claimed.claimed_at, claimed.asked_at)
+        self.observed.leased("taken over" if claimed.taken_over else "claimed")
         return True
 
     def run(self, session: Session, *, limit: int | None = None, patience: Patience | None = None) -> Tally:
@@ -109,14 +120,18 @@ class Worker:
             reader=self.reader,
             recorder=self._recorder,
             context=self._bus.context,
+            registry=getattr(self._bus, "registry", None),
             stop=self._stop,
+            observed=self.observed,
             hands=self._hands,
         )
         tally = run.run(limit=limit, patience=patience)
         if tally.outage is not None and not self._outage:
-            log_outage(self.settings, tally.outage)
+            log_outage(self.observed.part, self.settings, tally.outage)
+            self.observed.out_of_reach(True)
         elif self._outage and tally.outage is None:
-            log_end_of_outage(self.settings)
+            log_end_of_outage(self.observed.part)
+            self.observed.out_of_reach(False)
         self._outage = tally.unavailable
         return tally
 
@@ -141,6 +156,7 @@ class Worker:
                 session.rollback()  # what has failed may have left its transaction open
             lease.release(session)
             session.commit()
+            self.observed.leased("released")
         except Exception as error:
             if not or_leave:
                 raise

@@ -24,10 +24,12 @@ from message_bus.delivery.engine_async import AsyncConcurrentRun, AsyncRun, Asyn
 from message_bus.delivery.hands_async import AsyncHands
 from message_bus.delivery.jobs import Stop, Tally
 from message_bus.delivery.lease_async import AsyncLease, claim_async
+from message_bus.delivery.observed import Observed
 from message_bus.delivery.patience_async import AsyncPatience
 from message_bus.delivery.reading_async import AsyncReader
 from message_bus.delivery.subscription import Subscription
 from message_bus.delivery.telling import log_end_of_outage, log_outage
+from message_bus.observability.observer import Part
 from message_bus.storage.outages import is_outage
 from message_bus.storage.tables import MessageBusTables
 from message_bus.storage.watermark_async import AsyncWatermark
@@ -64,6 +66,12 @@ class AsyncWorker:
         self._hands = AsyncHands() if hands is None else hands
         self._not_given_back: AsyncLease | None = None
         self._outage = False
+        self.observed = Observed(
+            getattr(bus, "observer", None),
+            Part(
+                subscription=str(settings.name), partition=partition, log=tables.source_log, handler=handler
+            ),
+        )
         self._recorder: AsyncRecorder | None = None
 
     async def claim(self, session: AsyncSession) -> bool:
@@ -84,6 +92,9 @@ class AsyncWorker:
         if claimed is None:
             return False
         self._recorder = AsyncRecorder(self._tables, claimed, self.reader)
+        self.observed.observers = getattr(self._bus, "observer", None)
+        self.observed.know(claimed.claimed_at, claimed.asked_at)
+        self.observed.leased("taken over" if claimed.taken_over else "claimed")
         return True
 
     async def run(
@@ -109,14 +120,18 @@ class AsyncWorker:
             reader=self.reader,
             recorder=self._recorder,
             context=self._bus.context,
+            registry=getattr(self._bus, "registry", None),
             stop=self._stop,
+            observed=self.observed,
             hands=self._hands,
         )
         tally = await run.run(limit=limit, patience=patience)
         if tally.outage is not None and not self._outage:
-            log_outage(self.settings, tally.outage)
+            log_outage(self.observed.part, self.settings, tally.outage)
+            self.observed.out_of_reach(True)
         elif self._outage and tally.outage is None:
-            log_end_of_outage(self.settings)
+            log_end_of_outage(self.observed.part)
+            self.observed.out_of_reach(False)
         self._outage = tally.unavailable
         return tally
 
@@ -141,6 +156,7 @@ class AsyncWorker:
                 await session.rollback()  # what has failed may have left its transaction open
             await lease.release(session)
             await session.commit()
+            self.observed.leased("released")
         except Exception as error:
             if not or_leave:
                 raise

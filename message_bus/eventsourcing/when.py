@@ -73,6 +73,17 @@ def handlers_of(cls: type) -> Mapping[type[Message], Handler]:
     return MappingProxyType({message: call for message, call in handlers.items() if call is not None})
 
 
+def can_take(function: Handler, count: int) -> bool:
+    """Whether it can be called with so many positional arguments, as far as its signature tells."""
+    try:
+        inspect.signature(function).bind(*[None] * count)
+    except TypeError:
+        return False
+    except ValueError:  # something built in: it has no signature
+        return True
+    return True
+
+
 def _marked(cls: type) -> Iterator[tuple[str, tuple[type[Message], ...]]]:
     for name, value in vars(cls).items():
         if isinstance(value, staticmethod | classmethod) and marks_of(cast("Any", value).__func__):
@@ -90,4 +101,4 @@ def _forgotten_types(given: object) -> str | None:
     )
 
 
-__all__ = ["Handler", "handlers_of", "marks_of", "when"]
+__all__ = ["Handler", "can_take", "handlers_of", "marks_of", "when"]

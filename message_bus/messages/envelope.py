@@ -19,6 +19,9 @@ from message_bus.messages.message import Message
 
 CORRELATION_ID: Final = "correlation_id"
 CAUSATION_ID: Final = "causation_id"
+BAGGAGE: Final = "baggage"
+TRACE_HEADERS: Final = ("traceparent", "tracestate", BAGGAGE)
+"""The headers of W3C Trace Context and Baggage: a message that is made while another is in hand belongs to its trace."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,10 +39,17 @@ class Envelope:
     meta: Mapping[str, Any] = field(default_factory=dict[str, Any])
     headers: Mapping[str, str] = field(default_factory=dict[str, str])
     _row: Any = field(default=None, init=False, repr=False, compare=False)
+    _undecoded: Any = field(default=None, init=False, repr=False, compare=False)
 
     def __getattr__(self, name: str) -> Any:
         # Reached only while fields are missing: most handlers never look into the envelope of a stored message.
-        if name in _FILLED and (row := self._row) is not None:
+        if name == "_undecoded":
+            return None
+        if name == "message" and (undecoded := self._undecoded) is not None:
+            registry, row = undecoded
+            _set(self, "message", registry.decode(row.message, row.version, row.payload_json))
+            _set(self, "_undecoded", None)  # a copy, or a pickled one, needs no registry
+        elif name in _FILLED and (row := self._row) is not None:
             _fill(self, row)
         return object.__getattribute__(self, name)  # another thread may have filled it
 
@@ -54,7 +64,9 @@ class Envelope:
         return self.headers.get(CAUSATION_ID)
 
 
-_FILLED: Final = frozenset(each.name for each in fields(Envelope) if each.name not in ("message", "_row"))
+_FILLED: Final = frozenset(
+    each.name for each in fields(Envelope) if each.name not in ("message", "_row", "_undecoded")
+)
 _set: Final = object.__setattr__
 
 
@@ -64,6 +76,23 @@ def stored_envelope(message: Message, row: Any) -> Envelope:
     _set(envelope, "message", message)
     _set(envelope, "_row", row)
     return envelope
+
+
+def undecoded_envelope(registry: Any, row: Any) -> Envelope:
+    """The same for a row whose message is decoded when somebody asks for it. `.message` raises what `registry.decode` does."""
+    envelope = object.__new__(Envelope)
+    _set(envelope, "_row", row)
+    _set(envelope, "_undecoded", (registry, row))
+    return envelope
+
+
+def is_of(envelope: Envelope, message: Message) -> bool:
+    """Whether it is the envelope of this very object; one that is not decoded yet is not."""
+    try:
+        held: Message = object.__getattribute__(envelope, "message")
+    except AttributeError:
+        return False
+    return held is message
 
 
 def _fill(envelope: Envelope, row: Any) -> None:
@@ -77,7 +106,12 @@ def child_headers(parent: Envelope | None) -> dict[str, str]:
     """Return the headers that a message made while `parent` is in hand inherits; none without a parent."""
     if parent is None:
         return {}
-    return {CORRELATION_ID: parent.correlation_id or str(parent.id), CAUSATION_ID: str(parent.id)}
+    inherited = {CORRELATION_ID: parent.correlation_id or str(parent.id), CAUSATION_ID: str(parent.id)}
+    headers = parent.headers
+    for name in TRACE_HEADERS:
+        if name in headers:
+            inherited[name] = headers[name]
+    return inherited
 
 
 def new_envelope(

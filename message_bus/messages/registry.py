@@ -132,7 +132,7 @@ class Registry:
         if version == definition.version:
             return definition.decode(payload)
         if version > definition.version:
-            raise UnknownMessageType(f"{name} version {version}")
+            raise UnknownMessageType(name, version=version, known=definition.version)
         data = read_object(definition.name, payload)
         chain = self._chain_of(definition)
         return definition.decode(chain.upcast(data, from_version=version, to_version=definition.version))

@@ -66,7 +66,10 @@ class Chain:
         Raises: MessageDecodeError if a step is missing or fails.
         """
         leaving = {step.from_version: step for step in self.steps}
-        current: dict[str, Any] = copy.deepcopy(dict(payload))
+        try:
+            current: dict[str, Any] = copy.deepcopy(dict(payload))
+        except RecursionError:
+            raise MessageDecodeError(self.name, "the payload is nested too deeply to be upcast") from None
         version = from_version
         while version < to_version:
             step = leaving.get(version)

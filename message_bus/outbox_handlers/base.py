@@ -30,6 +30,8 @@ class OutboxHandlerABC(ABC):  # noqa: B024  (abstract_here)
     default_mode: ClassVar[Literal["transactional", "concurrent"]] = "concurrent"
     log: ClassVar[Literal["outbox", "events"]] = "outbox"
     """Which log it reads: "outbox" or "events"."""
+    _makes_envelopes: ClassVar[bool] = False
+    """Whether it decodes what it is given and puts the envelope into the context itself."""
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
@@ -52,6 +54,10 @@ class OutboxHandlerABC(ABC):  # noqa: B024  (abstract_here)
 
     def companions(self) -> Sequence[OutboxHandlerABC]:
         """Return other handlers that this one needs: they are set with it, each as a subscription of its own."""
+        return ()
+
+    def clashes_with(self, others: Sequence[Any]) -> Sequence[str]:
+        """Say why this handler must not run beside these, which come before it in the same bus or relay."""
         return ()
 
     def _before_handle(self, context: Any) -> Any:
@@ -93,6 +99,10 @@ class AsyncOutboxHandlerABC(ABC):  # noqa: B024  (abstract_here)
 
     def companions(self) -> Sequence[AsyncOutboxHandlerABC]:
         """Return other handlers that this one needs: they are set with it, each as a subscription of its own."""
+        return ()
+
+    def clashes_with(self, others: Sequence[Any]) -> Sequence[str]:
+        """Say why this handler must not run beside these, which come before it in the same bus or relay."""
         return ()
 
     async def _before_handle(self, context: Any) -> Any:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
-from uuid import NAMESPACE_OID, UUID, uuid5
 
 from message_bus.bus.context import Context
 from message_bus.delivery.subscription import Subscription
@@ -14,7 +13,7 @@ from message_bus.errors import SettingsError
 from message_bus.messages.envelope import stored_envelope
 from message_bus.messages.message import Event
 from message_bus.outbox_handlers.base import OutboxHandlerABC
-from message_bus.repositories.outbox_message import OutboxMessage
+from message_bus.repositories.outbox_message import outbox_message_of
 
 E = TypeVar("E", bound=Event)
 
@@ -36,6 +35,7 @@ class DispatchOutboxHandler(OutboxHandlerABC):
     """
 
     default_mode = "transactional"
+    _makes_envelopes = True
 
     def __init__(
         self,
@@ -76,7 +76,7 @@ class DispatchOutboxHandler(OutboxHandlerABC):
 
         Raises: UnknownMessageType, MessageDecodeError, or what the message's handlers raise.
         """
-        row = outbox_message if isinstance(outbox_message, OutboxMessage) else _our_row(outbox_message)
+        row = outbox_message_of(outbox_message)
         message = self.bus.registry.decode(row.message, row.version, row.payload_json)
         context = context if isinstance(context, Context) else Context(context)
         context["envelope"] = stored_envelope(message, row)
@@ -85,24 +85,6 @@ class DispatchOutboxHandler(OutboxHandlerABC):
 
     def _handle(self, outbox_message: Any, context: Any, *args: Any, **kwargs: Any) -> Any:
         return self.handle(outbox_message, context, *args, **kwargs)
-
-
-def _our_row(row: Any) -> OutboxMessage:
-    """A row of a user's own model, which need not have more than `id, type, message, payload, meta`."""
-    try:
-        message_id = row.id if isinstance(row.id, UUID) else UUID(str(row.id))
-    except ValueError:  # an id of another kind: one UUID for each of them
-        message_id = uuid5(NAMESPACE_OID, str(row.id))
-    return OutboxMessage(
-        id=message_id,
-        type=row.type,
-        message=row.message,
-        payload=row.payload,
-        meta=getattr(row, "meta", None),
-        version=getattr(row, "version", None) or 1,
-        key=getattr(row, "key", None),
-        headers=getattr(row, "headers", None),
-    )
 
 
 async def _awaited(delivered: Any) -> PassedOver | None:

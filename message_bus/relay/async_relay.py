@@ -24,6 +24,7 @@ from message_bus.relay.wiring import (
     AnyRelay,
     by_log,
     check_engine,
+    check_lists,
     check_settings,
     stopping_on_signals,
     subscriptions_of,
@@ -66,6 +67,7 @@ class AsyncRelay(AnyRelay):
             retention=retention,
             drain_timeout=drain_timeout,
         )
+        check_lists("AsyncRelay", projections=projections, process_managers=process_managers)
         if not isinstance(sessions, async_sessionmaker | AsyncEngine):
             raise SettingsError(
                 "AsyncRelay",
@@ -93,7 +95,7 @@ class AsyncRelay(AnyRelay):
         self._tasks: list[asyncio.Task[None]] = []
         self._listening: list[asyncio.Task[None]] = []  # they have nothing in hand: not waited for
         hands = AsyncHands()
-        handlers = subscriptions_of("AsyncRelay", bus, [*projections, *process_managers])
+        self.handlers = subscriptions_of("AsyncRelay", bus, [*projections, *process_managers])
         self._lines = [
             AsyncLine(
                 bus,
@@ -107,7 +109,7 @@ class AsyncRelay(AnyRelay):
                 listen=listen,
                 retention=retention,
             )
-            for log, of_log in by_log(handlers).items()
+            for log, of_log in by_log(self.handlers).items()
         ]
 
     async def run(self) -> None:
@@ -174,6 +176,7 @@ class AsyncRelay(AnyRelay):
         if self._tasks:
             raise WiringError("a relay is started once (make another one)")
         self._loop = asyncio.get_running_loop()
+        self._lines[0].measure(self._lines)
         for line in self._lines:
             line.hear()
         self._tasks = [

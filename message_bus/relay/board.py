@@ -9,11 +9,13 @@ import asyncio
 import logging
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Final
 
 from message_bus.delivery.jobs import Stop
+from message_bus.observability.observer import Cause
 from message_bus.storage.signs import Signs
 
 logger: Final = logging.getLogger("message_bus.relay")
@@ -35,6 +37,7 @@ class _AnyBoard:
         """Whether the subscriptions are there."""
         self.down = False
         """Whether the database is out of reach."""
+        self._causes: deque[Cause] = deque(["commit"], maxlen=64)
         self.listening = False
         """Whether notifications reach us, so that writers can wake us."""
 
@@ -51,6 +54,11 @@ class _AnyBoard:
 
     def stir(self) -> None:
         raise NotImplementedError
+
+    def cause_after(self, ring: int) -> Cause:
+        """What the first ring after number `ring` came from, as far back as is remembered."""
+        causes = list(self._causes)  # another thread may ring meanwhile
+        return causes[max(0, len(causes) - (self.rings - ring))]
 
     def back(self) -> None:
         """Say that it is in reach again."""
@@ -84,15 +92,19 @@ class Board(_AnyBoard):
 
     def ring(self) -> int:
         """Say that there is work; the number of this ring."""
-        with self._lock:
-            self.rings += 1
-            self._wake()
-            return self.rings
+        return self._ring("commit")
 
     def heard(self) -> None:
         """Say that a notification has come."""
         self.listening = True
-        self.ring()
+        self._ring("notification")
+
+    def _ring(self, cause: Cause) -> int:
+        with self._lock:
+            self.rings += 1
+            self._causes.append(cause)
+            self._wake()
+            return self.rings
 
     def stir(self) -> None:
         """Say that something has changed."""
@@ -150,16 +162,20 @@ class AsyncBoard(_AnyBoard):
 
     def ring(self) -> int:
         """Say that there is work; the number of this ring."""
-        with self._counting:
-            self.rings += 1
-            number = self.rings
-        self._wake_from_anywhere()
-        return number
+        return self._ring("commit")
 
     def heard(self) -> None:
         """Say that a notification has come."""
         self.listening = True
-        self.ring()
+        self._ring("notification")
+
+    def _ring(self, cause: Cause) -> int:
+        with self._counting:
+            self.rings += 1
+            self._causes.append(cause)
+            number = self.rings
+        self._wake_from_anywhere()
+        return number
 
     def stir(self) -> None:
         """Say that something has changed."""

@@ -16,8 +16,10 @@ from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 from message_bus.delivery.hands_async import AsyncHands
 from message_bus.delivery.subscription import Subscription
 from message_bus.delivery.worker_async import AsyncWorker
+from message_bus.observability.observer import Observers
 from message_bus.relay.board import AsyncBoard
 from message_bus.relay.listening import AsyncListener
+from message_bus.relay.metering_async import AsyncMeter
 from message_bus.relay.stations_async import AsyncStation
 from message_bus.relay.watching_async import AsyncHousekeeper, AsyncWatcher
 from message_bus.repositories import bells
@@ -44,6 +46,10 @@ class AsyncLine:
         retention: timedelta | None,
     ) -> None:
         self.board = AsyncBoard()
+        self._bus = bus
+        self._sessions = sessions
+        self._tables = tables
+        self._meter: AsyncMeter | None = None
         watermark = AsyncWatermark(tables)
         wanted = [settings for _, settings in handlers]
         self._log = tables.source_log
@@ -61,6 +67,7 @@ class AsyncLine:
             wanted,
             watermark,
             self.board,
+            tell=self._tell_housekept,
             retention=retention if self._log == OUTBOX_LOG else None,  # events are kept
         )
         self.stations = [
@@ -90,8 +97,21 @@ class AsyncLine:
         return [
             (f"watcher of {self._log}", self._watcher.watch),
             (f"housekeeper of {self._log}", self._housekeeper.keep),
+            *((("meter", self._meter.measure),) if self._meter is not None else ()),
             *((str(station), station.serve) for station in self.stations),
         ]
+
+    def measure(self, lines: Sequence[AsyncLine]) -> None:
+        """Let the state of the logs of all these lines be read for metrics, if an observer of the bus wants that."""
+        observers: Observers | None = getattr(self._bus, "observer", None)
+        if observers is not None and observers.wants_gauges:
+            logs = [line._tables for line in lines]
+            self._meter = AsyncMeter(self._sessions, logs, observers, self.board)
+
+    def _tell_housekept(self, promoted: int, pruned: int) -> None:
+        observers: Observers | None = getattr(self._bus, "observer", None)
+        if observers is not None:
+            observers.housekept(promoted, pruned)
 
     def hear(self) -> None:
         """Be rung for by the commits of this process."""

@@ -27,6 +27,7 @@ from message_bus.relay.wiring import (
     AnyRelay,
     by_log,
     check_engine,
+    check_lists,
     check_settings,
     end_now,
     stopping_on_signals,
@@ -78,6 +79,7 @@ class Relay(AnyRelay):
             retention=retention,
             drain_timeout=drain_timeout,
         )
+        check_lists("Relay", projections=projections, process_managers=process_managers)
         if not isinstance(sessions, sessionmaker | Engine):
             raise SettingsError(
                 "Relay",
@@ -97,7 +99,7 @@ class Relay(AnyRelay):
         self._ended = threading.Event()
         self._threads: list[threading.Thread] = []
         hands = Hands()
-        handlers = subscriptions_of("Relay", bus, [*projections, *process_managers])
+        self.handlers = subscriptions_of("Relay", bus, [*projections, *process_managers])
         self._lines = [
             Line(
                 bus,
@@ -111,7 +113,7 @@ class Relay(AnyRelay):
                 listen=listen,
                 retention=retention,
             )
-            for log, of_log in by_log(handlers).items()
+            for log, of_log in by_log(self.handlers).items()
         ]
 
     def run(self) -> None:
@@ -172,6 +174,7 @@ class Relay(AnyRelay):
         if self._threads:
             raise WiringError("a relay is started once (make another one)")
         parts: list[tuple[str, Callable[[], None]]] = []
+        self._lines[0].measure(self._lines)
         for line in self._lines:
             line.hear()
             parts += line.parts

@@ -21,6 +21,7 @@ from message_bus._compat import bound_to_async
 from message_bus.delivery.jobs import Tally
 from message_bus.delivery.worker_async import AsyncWorker
 from message_bus.errors import LeaseLost, WiringError
+from message_bus.observability.observer import Cause
 from message_bus.relay.board import AsyncBoard
 from message_bus.relay.pace import Backoff, pause_before_next_run
 from message_bus.repositories.waiting import clause_for
@@ -100,6 +101,7 @@ class AsyncStation:
                         raise
             except LeaseLost as lost:
                 logger.warning("%s", lost, extra={"subscription": self._key[0], "partition": self._key[1]})
+                self.worker.observed.leased("lost")
             except WiringError:
                 raise
             except Exception as error:
@@ -168,6 +170,8 @@ class AsyncStation:
                 await worker.lease.reload(session)  # an operator has decided something
             worker.lease.claimed_at = max(worker.lease.claimed_at, signs.now)
             worker.reader.failures |= part.due is not None
+            if part.due is not None and part.due < signs.now:
+                worker.reader.expect_due()
         tally = await worker.run(session)
         if tally.outage is not None:
             self.state = UNAVAILABLE
@@ -187,7 +191,10 @@ class AsyncStation:
             board.stir()
         elif tally.tried:
             board.stir()
-        await board.wait(lambda: self._is_wanted(rings), self._pause(tally, unsettled=unsettled))
+        wanted = await board.wait(lambda: self._is_wanted(rings), self._pause(tally, unsettled=unsettled))
+        if not board.stop.asked:
+            heard: Cause = board.cause_after(rings) if board.rings > rings else "poll"
+            worker.observed.woken(heard if wanted else "timer")
 
     def _pause(self, tally: Tally, *, unsettled: bool) -> float | None:
         """Seconds after which it is to go on without a sign, if at all."""

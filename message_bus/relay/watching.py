@@ -53,6 +53,18 @@ def _close(connection: object, entry: ConnectionPoolEntry) -> None:
         entry.invalidate()
 
 
+def _own_transactions(engine: Engine) -> Engine:
+    """The engine for single statements, each of which is a transaction, if possible without BEGIN and COMMIT.
+
+    asyncpg prepares a statement and runs it in two steps: outside a transaction a pooler may send them to different servers.
+    """
+    return (
+        engine
+        if engine.dialect.driver == "asyncpg"
+        else engine.execution_options(isolation_level="AUTOCOMMIT")
+    )
+
+
 class Watcher:
     """Posts what it sees on the board, until a stop is asked."""
 
@@ -80,8 +92,7 @@ class Watcher:
         board.wait(lambda: board.ready)
         while not board.stop.asked:
             try:
-                engine = self._engine.execution_options(isolation_level="AUTOCOMMIT")
-                with engine.connect() as connection:
+                with _own_transactions(self._engine).connect() as connection:
                     try:
                         self._watch(connection)
                     except Exception:
@@ -108,16 +119,20 @@ class Watcher:
         while not board.stop.asked:
             stirs, rings = board.stirs, board.rings
             seen = signs_of(connection.execute(statement, parameters).all())
+            connection.commit()
             if board.down and dialect == "postgresql":
                 self._leave_what_was_the_primary(connection)
             self._take_in(seen)
             pause = self._pace.next(seen)
             if self._is_sleepy(seen):
                 noted = connection.execute(self._fall_asleep, {"asleep": ASLEEP.total_seconds()})
-                if noted.first() is not None:
+                late = noted.first() is not None
+                connection.commit()
+                if late:
                     continue  # who has drawn a position before that may not have seen it
             if self._wait(pause, stirs, rings) and seen is not None and seen.asleep_until is not None:
                 connection.execute(self._wake_up, {"seen": seen.asleep_until})
+                connection.commit()
 
     def _take_in(self, seen: Signs | None) -> None:
         """Post what was seen."""
@@ -145,6 +160,7 @@ class Watcher:
     def _leave_what_was_the_primary(self, connection: Connection) -> None:
         """After an outage, which may have been a failover: no connection that was made before is used again."""
         read_only = connection.exec_driver_sql("SHOW transaction_read_only").scalar_one()
+        connection.commit()
         left = self._engine.pool
         self._engine.dispose()
         event.listen(left, "checkin", _close)
@@ -163,8 +179,10 @@ class Housekeeper:
         watermark: Watermark,
         board: Board,
         *,
+        tell: Callable[[int, int], None],
         retention: timedelta | None,
     ) -> None:
+        self._tell = tell
         self._sessions = sessions
         self._tables = tables
         self._clause = clause_for(tables.outbox)
@@ -173,7 +191,7 @@ class Housekeeper:
         self._board = board
         self._retention = retention
         self._said: frozenset[str] = frozenset()
-        self._next_round = 0.0
+        self._next_round = float("-inf")
         self._known_still: set[tuple[str, int, int]] = set()
         self._met_read_only = False
         self._backoff = Backoff()
@@ -248,10 +266,15 @@ class Housekeeper:
             still = self._standing_still()
             self._next_round = monotonic() + self._ensure(session)
             self._known_still = still
-        if self._tables.source_log == OUTBOX_LOG and promote_due(session, self._tables):
-            self._board.ring()
+        promoted = pruned = 0
+        if self._tables.source_log == OUTBOX_LOG:
+            promoted = promote_due(session, self._tables)
+            if promoted:
+                self._board.ring()
         if is_round and self._retention is not None:
-            prune(session, self._tables, older_than=self._retention)
+            pruned = prune(session, self._tables, older_than=self._retention)
+        if promoted or pruned:
+            self._tell(promoted, pruned)
 
     def _ensure(self, session: Session) -> float:
         """Make what is missing; seconds until it is to be looked at again."""

@@ -51,6 +51,18 @@ def _close(connection: object, entry: ConnectionPoolEntry) -> None:
         entry.invalidate()
 
 
+def _own_transactions(engine: AsyncEngine) -> AsyncEngine:
+    """The engine for single statements, each of which is a transaction, if possible without BEGIN and COMMIT.
+
+    asyncpg prepares a statement and runs it in two steps: outside a transaction a pooler may send them to different servers.
+    """
+    return (
+        engine
+        if engine.dialect.driver == "asyncpg"
+        else engine.execution_options(isolation_level="AUTOCOMMIT")
+    )
+
+
 class AsyncWatcher:
     """Posts what it sees on the board, until a stop is asked."""
 
@@ -78,8 +90,7 @@ class AsyncWatcher:
         await board.wait(lambda: board.ready)
         while not board.stop.asked:
             try:
-                engine = self._engine.execution_options(isolation_level="AUTOCOMMIT")
-                async with engine.connect() as connection:
+                async with _own_transactions(self._engine).connect() as connection:
                     try:
                         await self._watch(connection)
                     except Exception:
@@ -108,16 +119,20 @@ class AsyncWatcher:
         while not board.stop.asked:
             stirs, rings = board.stirs, board.rings
             seen = signs_of((await connection.execute(statement, parameters)).all())
+            await connection.commit()
             if board.down and dialect == "postgresql":
                 await self._leave_what_was_the_primary(connection)
             self._take_in(seen)
             pause = self._pace.next(seen)
             if self._is_sleepy(seen):
                 noted = await connection.execute(self._fall_asleep, {"asleep": ASLEEP.total_seconds()})
-                if noted.first() is not None:
+                late = noted.first() is not None
+                await connection.commit()
+                if late:
                     continue  # who has drawn a position before that may not have seen it
             if await self._wait(pause, stirs, rings) and seen is not None and seen.asleep_until is not None:
                 await connection.execute(self._wake_up, {"seen": seen.asleep_until})
+                await connection.commit()
 
     def _take_in(self, seen: Signs | None) -> None:
         """Post what was seen."""
@@ -145,6 +160,7 @@ class AsyncWatcher:
     async def _leave_what_was_the_primary(self, connection: AsyncConnection) -> None:
         """After an outage, which may have been a failover: no connection that was made before is used again."""
         read_only = (await connection.exec_driver_sql("SHOW transaction_read_only")).scalar_one()
+        await connection.commit()
         left = self._engine.pool
         await self._engine.dispose()
         event.listen(left, "checkin", _close)
@@ -163,8 +179,10 @@ class AsyncHousekeeper:
         watermark: AsyncWatermark,
         board: AsyncBoard,
         *,
+        tell: Callable[[int, int], None],
         retention: timedelta | None,
     ) -> None:
+        self._tell = tell
         self._sessions = sessions
         self._tables = tables
         self._clause = clause_for(tables.outbox)
@@ -173,7 +191,7 @@ class AsyncHousekeeper:
         self._board = board
         self._retention = retention
         self._said: frozenset[str] = frozenset()
-        self._next_round = 0.0
+        self._next_round = float("-inf")
         self._known_still: set[tuple[str, int, int]] = set()
         self._met_read_only = False
         self._backoff = Backoff()
@@ -248,10 +266,15 @@ class AsyncHousekeeper:
             still = self._standing_still()
             self._next_round = monotonic() + await self._ensure(session)
             self._known_still = still
-        if self._tables.source_log == OUTBOX_LOG and await promote_due_async(session, self._tables):
-            self._board.ring()
+        promoted = pruned = 0
+        if self._tables.source_log == OUTBOX_LOG:
+            promoted = await promote_due_async(session, self._tables)
+            if promoted:
+                self._board.ring()
         if is_round and self._retention is not None:
-            await prune_async(session, self._tables, older_than=self._retention)
+            pruned = await prune_async(session, self._tables, older_than=self._retention)
+        if promoted or pruned:
+            self._tell(promoted, pruned)
 
     async def _ensure(self, session: AsyncSession) -> float:
         """Make what is missing; seconds until it is to be looked at again."""

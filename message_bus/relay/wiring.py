@@ -8,7 +8,7 @@ import signal
 import sys
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from types import FrameType
@@ -28,6 +28,10 @@ SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
 
 class AnyRelay(ABC):
     """What both relays have, whatever their colour."""
+
+    bus: Any
+    handlers: Sequence[tuple[Any, Subscription]]
+    """The outbox handlers of its bus, and what it was given beside them, each with its settings."""
 
     @abstractmethod
     def stop(self) -> None:
@@ -72,6 +76,17 @@ def check_engine(name: str, engine: Any) -> None:
                 )
             ],
         )
+
+
+def check_lists(name: str, **given: Any) -> None:
+    """Raise SettingsError for an option that wants several and was given one."""
+    problems = [
+        f"{option} is a {type(value).__name__!r}, not a list (write {option}=[...])"
+        for option, value in given.items()
+        if not isinstance(value, Iterable)
+    ]
+    if problems:
+        raise SettingsError(name, problems)
 
 
 def subscriptions_of(name: str, bus: Any, others: Sequence[Any]) -> list[tuple[Any, Subscription]]:

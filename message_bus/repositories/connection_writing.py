@@ -16,6 +16,7 @@ import sqlalchemy as sa
 from sqlalchemy import event
 
 from message_bus.errors import WiringError
+from message_bus.observability.observer import around_writing
 from message_bus.repositories.outbox_message import OutboxMessage
 from message_bus.repositories.waiting import encoded
 from message_bus.storage.record import Record
@@ -27,7 +28,9 @@ _KEY: Final = "message_bus.waiting_on_connection"  # in Connection.info
 
 def write_now(connection: sa.Connection, tables: MessageBusTables, rows: Sequence[OutboxMessage]) -> None:
     """Write the rows in the connection's transaction; it begins one if none is open, as every statement does."""
-    insert(connection, tables, [encoded(row) for row in rows])
+    records = [encoded(row) for row in rows]
+    with around_writing(rows):
+        insert(connection, tables, records)
 
 
 def hold(connection: sa.Connection, tables: MessageBusTables, row: OutboxMessage) -> None:
@@ -92,7 +95,8 @@ class _Held:
         while self.entries:
             tables = self.entries[0][0]
             mine = [each for each in self.entries if each[0].qualified("") == tables.qualified("")]
-            insert(conn, tables, [record for _, record, _ in mine])
+            with around_writing([row for _, _, row in mine]):
+                insert(conn, tables, [record for _, record, _ in mine])
             self.entries = [each for each in self.entries if each[0].qualified("") != tables.qualified("")]
 
     def drop(self, conn: sa.Connection, **_: object) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
 from typing import Any
-from uuid import UUID
+from uuid import NAMESPACE_OID, UUID, uuid5
 
 import msgspec
 
@@ -81,6 +81,8 @@ class OutboxMessage:
     _row: Sequence[Any] = ()
     delay: timedelta | None = None
     processed: bool = False
+    observer: Any = None
+    """Who is told when this row is written; not stored."""
 
     @cached_property
     def id(self) -> UUID:
@@ -136,6 +138,26 @@ class OutboxMessage:
 
     def __repr__(self) -> str:
         return f"OutboxMessage(id={str(self.id)!r}, type={self.type!r}, message={self.message!r}, position={self.position!r})"
+
+
+def outbox_message_of(row: Any) -> OutboxMessage:
+    """The same for a row of a user's own model, which need not have more than `id, type, message, payload, meta`."""
+    if isinstance(row, OutboxMessage):
+        return row
+    try:
+        message_id = row.id if isinstance(row.id, UUID) else UUID(str(row.id))
+    except ValueError:  # an id of another kind: one UUID for each of them
+        message_id = uuid5(NAMESPACE_OID, str(row.id))
+    return OutboxMessage(
+        id=message_id,
+        type=row.type,
+        message=row.message,
+        payload=row.payload,
+        meta=getattr(row, "meta", None),
+        version=getattr(row, "version", None) or 1,
+        key=getattr(row, "key", None),
+        headers=getattr(row, "headers", None),
+    )
 
 
 def _type_name(value: object) -> str:

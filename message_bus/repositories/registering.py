@@ -17,10 +17,12 @@ import msgspec
 
 from message_bus.bus.context import correlation_id, in_hand, refuse_unsendable
 from message_bus.errors import InvalidOutboxMessage, WiringError
-from message_bus.messages.definition import definition_of
+from message_bus.messages.definition import MAX_PAYLOAD_BYTES, definition_of
 from message_bus.messages.envelope import CORRELATION_ID, Envelope, child_headers
 from message_bus.messages.ids import uuid7
 from message_bus.messages.message import Message
+from message_bus.observability.observer import Observer, Registration, nothing
+from message_bus.observability.trace_context import add_trace_context
 from message_bus.repositories.outbox import AsyncOutBoxRepoABC, OutBoxRepoABC, Repo
 from message_bus.repositories.outbox_message import OutboxMessage
 
@@ -34,21 +36,44 @@ def register(
     key: str | None = None,
     delay: timedelta | None = None,
     parent: Envelope | None = None,
+    observer: Observer | None = None,
+    max_payload: int = MAX_PAYLOAD_BYTES,
 ) -> Any:
     """Register `message` in `outbox` and return the row; what `MessageBus.register_outbox_message` says, holds here.
 
-    `parent`: the envelope it inherits correlation and causation from; default the one in hand.
+    `parent`: the envelope it inherits correlation and causation from; default the one in hand. `observer`: is told.
+    `max_payload`: bytes.
     """
     repo = as_repo(outbox)
-    row = _row(repo, message, id=id, meta=meta, key=key, delay=delay, parent=parent)
+    row = _row(
+        repo,
+        message,
+        id=id,
+        meta=meta,
+        key=key,
+        delay=delay,
+        parent=parent,
+        observer=observer,
+        max_payload=max_payload,
+    )
     repo.add(row)
     return row
 
 
-def register_all(outbox: Any, messages: Iterable[Message], *, parent: Envelope | None) -> None:
+def register_all(
+    outbox: Any,
+    messages: Iterable[Message],
+    *,
+    parent: Envelope | None,
+    observer: Observer | None = None,
+    max_payload: int = MAX_PAYLOAD_BYTES,
+) -> None:
     """Register several messages, or none of them if one is invalid."""
     repo = as_repo(outbox)
-    for row in [_row(repo, message, parent=parent) for message in messages]:
+    rows = [
+        _row(repo, message, parent=parent, observer=observer, max_payload=max_payload) for message in messages
+    ]
+    for row in rows:
         repo.add(row)
 
 
@@ -85,6 +110,8 @@ def _row(
     key: str | None = None,
     delay: timedelta | None = None,
     parent: Envelope | None = None,
+    observer: Observer | None = None,
+    max_payload: int = MAX_PAYLOAD_BYTES,
 ) -> Any:
     refuse_unsendable(message)
     if key is not None and not isinstance(key, str):
@@ -92,12 +119,13 @@ def _row(
     if delay is not None and (not isinstance(delay, timedelta) or delay < timedelta(0)):
         raise InvalidOutboxMessage("the delay must be a timedelta that is not negative")
     definition = definition_of(type(message))
-    payload = definition.check(message)
+    payload = definition.check(message, max_bytes=max_payload)
     model = repo.get_model()
     ours = isinstance(model, type) and issubclass(model, OutboxMessage)
     if id is None:
         id = uuid7() if ours else _new_id(model)  # noqa: A001
     parent = in_hand() if parent is None else parent
+    headers = child_headers(parent) or {CORRELATION_ID: correlation_id() or str(id)}
     values: dict[str, Any] = {
         "id": id,
         "type": definition.kind,
@@ -105,10 +133,20 @@ def _row(
         "version": definition.version,
         "key": definition.key_of(message) if key is None else key,
         "meta": _json_ready(meta),
-        "headers": child_headers(parent) or {CORRELATION_ID: correlation_id() or str(id)},
+        "headers": headers,
     }
+    if observer is None:
+        add_trace_context(headers)
+    else:
+        registration = Registration(
+            id=id, type=definition.kind, message=definition.name, key=values["key"], headers=headers
+        )
+        with observer.registering(registration) or nothing():
+            add_trace_context(headers)
     if ours:
-        return model(payload=payload, delay=delay, **values)
+        row = model(payload=payload, delay=delay, **values)
+        row.observer = observer
+        return row
     return _foreign_row(
         model, {**values, "payload": msgspec.json.decode(payload)}, given_key=key, delay=delay
     )

@@ -18,6 +18,7 @@ from sqlalchemy import event
 from sqlalchemy.orm import Session, SessionTransaction
 
 from message_bus.errors import InvalidOutboxMessage
+from message_bus.observability.observer import around_writing
 from message_bus.repositories.outbox_message import OutboxMessage
 from message_bus.storage.record import Record, encode
 from message_bus.storage.tables import MessageBusTables
@@ -115,7 +116,8 @@ class Waiting:
                     bind_arguments={"clause": clause_for(first.tables.outbox)}
                 )
                 chosen = [each for each in self.unwritten() if each.joins(first)]
-                insert(connection, first.tables, [each.record for each in chosen])
+                with around_writing([each.row for each in chosen]):
+                    insert(connection, first.tables, [each.record for each in chosen])
                 self.wrote = True
                 innermost = self.innermost()
                 for each in chosen:

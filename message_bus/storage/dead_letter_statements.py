@@ -186,6 +186,7 @@ def letters_to_decide(
         select(
             d.c.subscription,
             d.c.position,
+            literal(tables.source_log, Text).label("log"),
             o.c.id,
             o.c.message,
             d.c.key,

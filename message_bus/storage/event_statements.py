@@ -243,26 +243,39 @@ def events_of_trace(tables: MessageBusTables, dialect_name: str) -> sa.Select[*t
 
 
 def keep_snapshot(tables: MessageBusTables, dialect_name: str) -> Any:
-    """Keep a snapshot, unless one of a higher version is kept; its state is given as JSON text."""
-    t = tables.snapshot
-    make: Any = postgresql.insert if dialect_name == "postgresql" else sqlite.insert
+    """Keep a snapshot, unless one of a higher version is kept, or its stream has fewer events: then there is no row.
+
+    Its state is given as JSON text.
+    """
+    t, stream = tables.snapshot, tables.stream
+    is_postgresql = dialect_name == "postgresql"
+    make: Any = postgresql.insert if is_postgresql else sqlite.insert
     state = bindparam("state", type_=Text())
-    statement = make(t).values(
-        stream=bindparam("of_stream"),
-        aggregate_type=bindparam("aggregate_type"),
-        version=bindparam("version"),
-        schema_version=bindparam("schema_version"),
-        state=cast(state, postgresql.JSON)
-        if dialect_name == "postgresql"
-        else type_coerce(state, NullType()),
-        taken_at=bindparam("taken_at", type_=UtcDateTime()),
+    row: dict[str, Any] = {
+        "stream": stream.c.stream,
+        "aggregate_type": bindparam("aggregate_type", type_=t.c.aggregate_type.type),
+        "version": bindparam("version", type_=t.c.version.type),
+        "schema_version": bindparam("schema_version", type_=t.c.schema_version.type),
+        "state": state,
+        "taken_at": bindparam("taken_at", type_=UtcDateTime()),
+    }
+    if is_postgresql:  # in a SELECT nothing else says of what type a parameter is
+        types = {name: t.c[name].type for name in row} | {"state": postgresql.JSON()}
+        chosen = [cast(value, types[name]).label(name) for name, value in row.items()]
+    else:
+        row["state"] = type_coerce(state, NullType())
+        chosen = [value.label(name) for name, value in row.items()]
+    there = select(*chosen).where(
+        stream.c.stream == bindparam("of_stream"),
+        stream.c.version >= bindparam("version", type_=t.c.version.type),
     )
+    statement = make(t).from_select(list(row), there, include_defaults=False)
     kept = ("aggregate_type", "version", "schema_version", "state", "taken_at")
     return statement.on_conflict_do_update(
         index_elements=[t.c.stream],
         set_={name: statement.excluded[name] for name in kept},
         where=t.c.version <= statement.excluded.version,
-    )
+    ).returning(t.c.version)
 
 
 def snapshot_of(tables: MessageBusTables) -> sa.Select[*tuple[Any, ...]]:

@@ -80,6 +80,7 @@ def oldest_rows(tables: MessageBusTables) -> Select[*tuple[Any, ...]]:
     return (
         select(
             t.c.position,
+            t.c.id,
             (t.c.created_at < utc_after(bindparam("age", type_=Float()))).label("old"),
             exists().where(d.c.position == t.c.position, ~of_another_log).label("kept"),
         )

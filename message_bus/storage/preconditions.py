@@ -44,7 +44,8 @@ SELECT current_user AS role, pg_is_in_recovery() AS is_standby,
        sequence.seqmin AS minimum, sequence.seqmax AS maximum,
        has_sequence_privilege(sequence.seqrelid, 'USAGE, SELECT') AS may_read_sequence,
        has_function_privilege('pg_catalog.pg_control_checkpoint()', 'EXECUTE') AS may_see_incarnation,
-       row_security_active(class.oid) AS is_row_security_active
+       row_security_active(class.oid) AS is_row_security_active,
+       to_regclass(:delivery) IS NOT NULL AND to_regclass(:history) IS NULL AS lacks_history
 FROM pg_class AS class
 LEFT JOIN pg_attribute AS attribute
        ON attribute.attrelid = class.oid AND attribute.attname = :position AND NOT attribute.attisdropped
@@ -53,7 +54,7 @@ LEFT JOIN pg_depend AS owned
       AND owned.refobjid = class.oid AND owned.refobjsubid = attribute.attnum AND owned.deptype IN ('i', 'a')
 LEFT JOIN pg_sequence AS sequence ON sequence.seqrelid = owned.objid
 WHERE class.oid = to_regclass(:name)
-""").bindparams(bindparam("name", type_=Text), bindparam("position", type_=Text))
+""").bindparams(*(bindparam(each, type_=Text) for each in ("name", "position", "delivery", "history")))
 
 
 def check_log(connection: Connection, tables: MessageBusTables) -> None:
@@ -71,9 +72,9 @@ def faults_of_log(connection: Connection, tables: MessageBusTables) -> list[str]
     table = tables.log_table(tables.source_log)
     match connection.dialect.name:
         case "postgresql":
-            return _faults_on_postgresql(connection, quoted_name(connection, table))
+            return _faults_on_postgresql(connection, quoted_name(connection, table), tables)
         case "sqlite":
-            return _faults_on_sqlite(connection, table.name, schema_of(connection, table))
+            return _faults_on_sqlite(connection, table.name, tables)
         case other:
             return [f"dialect {other!r} is not supported (use PostgreSQL 14.1+ or SQLite)"]
 
@@ -105,27 +106,34 @@ def reader_settings(dialect_name: str) -> tuple[str, ...]:
     return READER_SETTINGS if dialect_name == "postgresql" else ()
 
 
-def _faults_on_postgresql(connection: Connection, name: str) -> list[str]:
+def _faults_on_postgresql(connection: Connection, name: str, tables: MessageBusTables) -> list[str]:
     version_text, version = connection.execute(text(_SERVER)).one()
     if (fault := unsupported_server(version_text, int(version))) is not None:
         return [fault]
-    row = connection.execute(_FACTS, {"name": name, "position": POSITION}).mappings().first()
-    if row is None:
-        raise SchemaError([f"table {name} is missing, or not on the search_path of this connection"])
+    delivery, history = (quoted_name(connection, each) for each in (tables.delivery, tables.history))
+    asked = {"name": name, "position": POSITION, "delivery": delivery, "history": history}
+    row = connection.execute(_FACTS, asked).mappings().first()
+    if row is None or row["lacks_history"]:  # it is younger than the others: somebody forgot to upgrade
+        missing = name if row is None else history
+        raise SchemaError([f"table {missing} is missing, or not on the search_path of this connection"])
     known: dict[str, Any] = {"type": "missing", "identity": "", "replicated_by": None}
-    known |= {fact: value for fact, value in row.items() if value is not None}
+    known |= {fact: value for fact, value in row.items() if value is not None and fact != "lacks_history"}
     return faults_of(LogFacts(table=name, **known))
 
 
-def _faults_on_sqlite(connection: Connection, name: str, schema: str | None) -> list[str]:
+def _faults_on_sqlite(connection: Connection, name: str, tables: MessageBusTables) -> list[str]:
+    schema = schema_of(connection, tables.outbox)
     master = (
         f"{connection.dialect.identifier_preparer.quote(schema)}.sqlite_master" if schema else "sqlite_master"
     )
-    query = text(f"SELECT sql FROM {master} WHERE type = 'table' AND name = :name")  # noqa: S608  (quoted)
-    definition = connection.execute(query, {"name": name}).scalar()
-    if definition is None:
-        raise SchemaError([f"table {name} is missing"])
-    if "AUTOINCREMENT" not in definition.upper():
+    wanted = "type = 'table' AND name IN (:name, :delivery, :history)"
+    query = text(f"SELECT name, sql FROM {master} WHERE {wanted}")  # noqa: S608  (quoted)
+    delivery, history = tables.delivery.name, tables.history.name
+    rows = connection.execute(query, {"name": name, "delivery": delivery, "history": history})
+    there: dict[str, str] = {row.name: row.sql for row in rows}
+    if name not in there or (delivery in there and history not in there):
+        raise SchemaError([f"table {name if name not in there else history} is missing"])
+    if "AUTOINCREMENT" not in there[name].upper():
         return [f"{name}.position may be used again (make it INTEGER PRIMARY KEY AUTOINCREMENT)"]
     return []
 

@@ -13,6 +13,7 @@ from uuid import UUID
 import msgspec
 
 from message_bus.errors import InvalidOutboxMessage
+from message_bus.messages.keys import LONGEST_KEY, is_too_long
 from message_bus.storage.tables import COMMAND, EVENT
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ def encode(row: OutboxMessage) -> Record:
         row.type,
         _text("message", row.message),
         row.version,
-        None if row.key is None else _text("key", row.key),
+        None if row.key is None else _key(row.key),
         row.key_hash,
         _payload(row),
         _json("meta", row.meta),
@@ -77,6 +78,13 @@ def _text(field: str, value: object) -> str:
                 f"{field} contains a lone surrogate, which is not valid Unicode"
             ) from None
     return value
+
+
+def _key(key: object) -> str:
+    text = _text("key", key)
+    if is_too_long(text):
+        raise InvalidOutboxMessage(f"key has more than {LONGEST_KEY} bytes (use an id or a hash as the key)")
+    return text
 
 
 def _payload(row: OutboxMessage) -> str:

@@ -218,9 +218,17 @@ def advance_and_read(
     )
 
 
-def has_failures(tables: MessageBusTables, *, hold_dead: bool = False) -> Select[*tuple[Any, ...]]:
-    """Whether :subscription has rows that are to be tried, or that block their key."""
-    return select(_failures(tables, hold_dead))
+def failures_ahead(tables: MessageBusTables, *, hold_dead: bool = False) -> Select[*tuple[Any, ...]]:
+    """Whether :subscription has rows that are to be tried, or that block their key; when the next is due, and what time it is."""
+    d = tables.delivery
+    next_due = select(func.min(d.c.next_attempt_at)).where(
+        d.c.subscription == bindparam("subscription"), d.c.state == RETRYING
+    )
+    return select(
+        _failures(tables, hold_dead).label("there"),
+        next_due.scalar_subquery().label("next_due"),
+        utc_now().label("now"),
+    )
 
 
 def _failures(tables: MessageBusTables, hold_dead: bool) -> ColumnElement[bool]:
@@ -397,7 +405,7 @@ def leftovers(
     d, o = tables.delivery, tables.source
     unwanted = [] if names is None else [and_(d.c.state.in_((RETRYING, HELD)), o.c.message.not_in(names))]
     return (
-        select(d.c.position, d.c.key, d.c.state, d.c.attempts, d.c.crashes, o.c.message)
+        select(d.c.position, d.c.key, d.c.state, d.c.attempts, d.c.crashes, o.c.message, o.c.id)
         .select_from(d)
         .outerjoin(o, o.c.position == d.c.position)
         .where(

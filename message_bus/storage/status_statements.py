@@ -7,10 +7,25 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from sqlalchemy import Float, Select, Text, bindparam, exists, func, select, text
+from sqlalchemy import (
+    ColumnElement,
+    Float,
+    Integer,
+    Select,
+    Table,
+    Text,
+    bindparam,
+    exists,
+    func,
+    literal,
+    null,
+    select,
+    text,
+)
 
+from message_bus.messages.envelope import CAUSATION_ID, CORRELATION_ID
 from message_bus.storage.logs import OUTBOX_LOG
-from message_bus.storage.tables import DEAD, MessageBusTables
+from message_bus.storage.tables import DEAD, EVENT, IDLE, MessageBusTables
 from message_bus.storage.types import utc_after, utc_now
 from message_bus.storage.views import is_about, partition_of
 
@@ -62,23 +77,104 @@ def count_prunable(tables: MessageBusTables) -> Select[*tuple[Any, ...]]:
 def message_at(tables: MessageBusTables) -> Select[*tuple[Any, ...]]:
     """The message :id in the outbox."""
     t = tables.outbox
-    return select(t.c.position, t.c.id, t.c.type, t.c.message, t.c.key, t.c.created_at).where(
-        t.c.id == bindparam("id")
-    )
+    columns = (t.c.position, t.c.id, t.c.type, t.c.message, t.c.key, t.c.created_at)
+    return select(*columns, *_origin(t)).where(t.c.id == bindparam("id"))
 
 
 def event_at(tables: MessageBusTables) -> Select[*tuple[Any, ...]]:
     """The event :id in the event log."""
     t = tables.event
     columns = (t.c.position, t.c.id, t.c.message, t.c.stream, t.c.version, t.c.recorded_at)
-    return select(*columns).where(t.c.id == bindparam("id"))
+    return select(*columns, *_origin(t)).where(t.c.id == bindparam("id"))
 
 
 def message_delayed(tables: MessageBusTables) -> Select[*tuple[Any, ...]]:
     """The message :id in the schedule."""
     t = tables.schedule
-    return select(t.c.id, t.c.type, t.c.message, t.c.key, t.c.created_at, t.c.due_at).where(
-        t.c.id == bindparam("id")
+    columns = (t.c.id, t.c.type, t.c.message, t.c.key, t.c.created_at, t.c.due_at)
+    return select(*columns, *_origin(t)).where(t.c.id == bindparam("id"))
+
+
+def _header(t: Table, name: str) -> ColumnElement[Any]:
+    header: ColumnElement[Any] = t.c.headers[name].as_string()
+    return header
+
+
+def _origin(t: Table) -> tuple[ColumnElement[Any], ColumnElement[Any]]:
+    return _header(t, CORRELATION_ID).label("correlation_id"), _header(t, CAUSATION_ID).label("caused_by")
+
+
+def _in_a_story(t: Table) -> tuple[ColumnElement[Any], ...]:
+    """What a story tells of a message of the outbox or the schedule."""
+    caused_by = _header(t, CAUSATION_ID).label("caused_by")
+    return t.c.id, t.c.type, t.c.message, t.c.key, t.c.created_at, caused_by
+
+
+def outbox_story(tables: MessageBusTables) -> Select[*tuple[Any, ...]]:
+    """The next :limit messages of the outbox after :after whose correlation id is :story. Reads all rows from there on."""
+    t = tables.outbox
+    return (
+        select(*_in_a_story(t), t.c.position)
+        .where(
+            t.c.position > bindparam("after", type_=t.c.position.type), _header(t, CORRELATION_ID) == _story()
+        )
+        .order_by(t.c.position)
+        .limit(_limit())
+    )
+
+
+def event_story(tables: MessageBusTables) -> Select[*tuple[Any, ...]]:
+    """The next :limit events after :after whose correlation id is :story; it has an index."""
+    t = tables.event
+    columns = (
+        t.c.id,
+        literal(EVENT, Text).label("type"),
+        t.c.message,
+        t.c.stream.label("key"),
+        t.c.recorded_at.label("created_at"),
+        _header(t, CAUSATION_ID).label("caused_by"),
+        null().label("position"),
+        t.c.position.label("recorded"),
+    )
+    return (
+        select(*columns)
+        .where(t.c.position > bindparam("after", type_=t.c.position.type), t.c.correlation_id == _story())
+        .order_by(t.c.position)
+        .limit(_limit())
+    )
+
+
+def schedule_story(tables: MessageBusTables) -> Select[*tuple[Any, ...]]:
+    """The next :limit delayed messages whose correlation id is :story. Reads all of the schedule."""
+    t = tables.schedule
+    return (
+        select(*_in_a_story(t), null().label("position"), null().label("recorded"), t.c.due_at)
+        .where(_header(t, CORRELATION_ID) == _story())
+        .order_by(t.c.due_at, t.c.id)
+        .limit(_limit())
+    )
+
+
+def _limit() -> ColumnElement[int]:
+    return bindparam("limit", type_=Integer())
+
+
+def _story() -> ColumnElement[Any]:
+    return bindparam("story", type_=Text())
+
+
+def states_at(tables: MessageBusTables) -> Select[*tuple[Any, ...]]:
+    """What has become of the messages at :positions of the log, in each subscription that is not idle."""
+    s, o, d = tables.subscription, tables.source, tables.delivery
+    mine = o.alias("mine")
+    return (
+        select(mine.c.position, s.c.position.label("checkpoint"), d.c.state)
+        .select_from(
+            mine.join(
+                s, (s.c.log == tables.source_log) & (s.c.partition == partition_of(mine, s.c.partitions))
+            ).outerjoin(d, (d.c.subscription == s.c.name) & (d.c.position == mine.c.position))
+        )
+        .where(mine.c.position.in_(bindparam("positions", expanding=True)), s.c.state != IDLE)
     )
 
 

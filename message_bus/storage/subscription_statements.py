@@ -16,6 +16,7 @@ from sqlalchemy import (
     Delete,
     Insert,
     Select,
+    Subquery,
     Text,
     Update,
     and_,
@@ -69,24 +70,14 @@ def log_of(tables: MessageBusTables) -> Select[*tuple[Any, ...]]:
     return select(t.c.log).where(t.c.name == bindparam("subscription")).limit(1)
 
 
-def statuses(tables: MessageBusTables, names: Collection[str] | None = None) -> Select[*tuple[Any, ...]]:
-    """Every partition that reads the log, as people want to know it: how far behind, who works on it, what has failed.
-
-    `lag` counts the messages behind the checkpoint, whatever their type; null for an idle one, which has no place yet.
-    """
-    s, o, d = tables.subscription, tables.source, tables.delivery
-    behind = (
-        select(func.count())
-        .select_from(o)
-        .where(o.c.position > s.c.position, partition_of(o, s.c.partitions) == s.c.partition)
-        .correlate(s)
-        .scalar_subquery()
-    )
+def failures_by_partition(tables: MessageBusTables) -> Subquery:
+    """What is recorded in the delivery table for each partition that reads the log, by state."""
+    s, d = tables.subscription, tables.delivery
 
     def failed(*states: str) -> ColumnElement[Any]:
         return func.coalesce(func.sum(case((d.c.state.in_(states), 1), else_=0)), 0)
 
-    failures = (
+    return (
         select(
             s.c.name,
             s.c.partition,
@@ -103,6 +94,23 @@ def statuses(tables: MessageBusTables, names: Collection[str] | None = None) -> 
         .group_by(s.c.name, s.c.partition)
         .subquery("failures")
     )
+
+
+def statuses(tables: MessageBusTables, names: Collection[str] | None = None) -> Select[*tuple[Any, ...]]:
+    """Every partition that reads the log, as people want to know it: how far behind, who works on it, what has failed.
+
+    `lag` counts the messages behind the checkpoint, whatever their type; null for an idle one, which has no place yet.
+    """
+    s, o = tables.subscription, tables.source
+    behind = (
+        select(func.count())
+        .select_from(o)
+        .where(o.c.position > s.c.position, partition_of(o, s.c.partitions) == s.c.partition)
+        .correlate(s)
+        .scalar_subquery()
+    )
+
+    failures = failures_by_partition(tables)
     found = (
         select(
             s.c.name,
@@ -239,7 +247,8 @@ def rename_deliveries(tables: MessageBusTables) -> Update:
     )
 
 
-def _between(tables: MessageBusTables, messages: Collection[str] | None) -> list[ColumnElement[bool]]:
+def between(tables: MessageBusTables, messages: Collection[str] | None) -> list[ColumnElement[bool]]:
+    """What is ahead of a partition of :subscription, up to :to."""
     s, o = tables.subscription, tables.source
     conditions: list[ColumnElement[bool]] = [
         s.c.name == bindparam("subscription"),
@@ -258,7 +267,7 @@ def count_between(
     return (
         select(func.count())
         .select_from(o.join(s, o.c.position > s.c.position))
-        .where(*_between(tables, messages))
+        .where(*between(tables, messages))
     )
 
 
@@ -268,7 +277,7 @@ def hold_between(tables: MessageBusTables, messages: Collection[str] | None = No
     chosen = (
         select(s.c.name, o.c.position, o.c.key, o.c.key_hash, literal(HELD, Text))
         .select_from(o.join(s, o.c.position > s.c.position))
-        .where(*_between(tables, messages))
+        .where(*between(tables, messages))
     )
     return insert(d).from_select(
         ["subscription", "position", "key", "key_hash", "state"], chosen, include_defaults=False

@@ -1,5 +1,5 @@
 """The tables of the outbox side, as SQLAlchemy tables that can live in the user's own MetaData; those of event sourcing
-are defined in `event_tables.py`.
+are defined in `event_tables.py`, the history in `history_table.py`.
 
 One `MessageBusTables` names one set of tables: a metadata, a schema, a prefix. Status strings of rows live here and
 nowhere else. What the columns mean is said in each column's comment; the view over them is in `views.py`.
@@ -33,7 +33,7 @@ from sqlalchemy import (
 from sqlalchemy.engine import Connection, Engine
 
 from message_bus.errors import SettingsError
-from message_bus.storage import event_guard, event_tables
+from message_bus.storage import event_guard, event_tables, history_table
 from message_bus.storage.logs import EVENT_LOG, OUTBOX_LOG
 from message_bus.storage.naming import Naming, one_of
 from message_bus.storage.types import Position, UtcDateTime, utc_now
@@ -62,9 +62,10 @@ _POSTGRESQL_NAME_BYTES = 63
 
 
 class MessageBusTables:
-    """One set of message_bus tables: `.outbox`, `.subscription`, `.delivery`, `.schedule`, `.log`, `.inbox`.
+    """One set of message_bus tables.
 
-    And those of event sourcing: `.event`, `.stream`, `.snapshot`, `.process`, `.saga`, `.projection`.
+    `.outbox`, `.subscription`, `.delivery`, `.history`, `.schedule`, `.log`, `.inbox`, and those of event sourcing:
+    `.event`, `.stream`, `.snapshot`, `.process`, `.saga`, `.projection`.
 
     `metadata`: where the tables are put (default: one of their own). Give your application's `Base.metadata` to let
     its Alembic autogenerate find them. `schema` (default: the metadata's), `prefix`: lower-case SQL identifiers.
@@ -84,11 +85,11 @@ class MessageBusTables:
             for label, value in (("schema", schema), ("prefix", prefix))
             if value and not _IDENTIFIER.match(value)
         ]
-        if len(f"{prefix}{_LONGEST_SUFFIX}".encode()) > _POSTGRESQL_NAME_BYTES:
+        if len(f"{prefix}{_LONGEST_SUFFIX}".encode(errors="replace")) > _POSTGRESQL_NAME_BYTES:
             problems.append(
                 f"prefix {prefix!r} is too long (at most {_POSTGRESQL_NAME_BYTES - len(_LONGEST_SUFFIX)} bytes)"
             )
-        if schema and len(schema.encode()) > _POSTGRESQL_NAME_BYTES:
+        if schema and len(schema.encode(errors="replace")) > _POSTGRESQL_NAME_BYTES:
             problems.append(f"schema {schema!r} is too long (at most {_POSTGRESQL_NAME_BYTES} bytes)")
         if problems:
             raise SettingsError("MessageBusTables", problems)
@@ -104,6 +105,7 @@ class MessageBusTables:
         self.delivery: Table = self._table("delivery", self._delivery)
         self.inbox: Table = self._table("inbox", self._inbox)
         naming = self._naming
+        self.history: Table = self._table("history", lambda: history_table.history_table(naming))
         self.event: Table = self._table("event", lambda: event_tables.event_table(naming))
         self.stream: Table = self._table("stream", lambda: event_tables.stream_table(naming))
         self.snapshot: Table = self._table("snapshot", lambda: event_tables.snapshot_table(naming))
@@ -126,7 +128,7 @@ class MessageBusTables:
         """Every table of this set, in an order in which they can be made."""
         return (
             self.outbox, self.schedule, self.log, self.subscription, self.delivery, self.inbox,
-            self.event, self.stream, self.snapshot, self.process, self.saga, self.projection,
+            self.event, self.stream, self.snapshot, self.process, self.saga, self.projection, self.history,
         )  # fmt: skip
 
     def of_log(self, log: str) -> MessageBusTables:

@@ -33,7 +33,7 @@ class Watermark:
 
     def __init__(self, tables: MessageBusTables, *, clock: Callable[[], float] = time.monotonic) -> None:
         self.log = tables.source_log
-        self._table = tables.log_table(self.log)
+        self.table = tables.log_table(self.log)
         self._clock = clock
         self._remembered = Remembered()
         self._lock = Lock()
@@ -48,4 +48,4 @@ class Watermark:
         Raises: UnsupportedDatabase, SchemaError: fix the set-up. SQLAlchemy's errors: as for any statement.
         """
         with self._lock:
-            return on_sync_connection(connection, take_look, self._table, self._remembered, self._clock)
+            return on_sync_connection(connection, take_look, self.table, self._remembered, self._clock)

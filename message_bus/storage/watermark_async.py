@@ -32,7 +32,7 @@ class AsyncWatermark:
 
     def __init__(self, tables: MessageBusTables, *, clock: Callable[[], float] = time.monotonic) -> None:
         self.log = tables.source_log
-        self._table = tables.log_table(self.log)
+        self.table = tables.log_table(self.log)
         self._clock = clock
         self._remembered = Remembered()
         self._lock = AsyncLock()
@@ -48,5 +48,5 @@ class AsyncWatermark:
         """
         async with self._lock:
             return await on_sync_connection_async(
-                connection, take_look, self._table, self._remembered, self._clock
+                connection, take_look, self.table, self._remembered, self._clock
             )

@@ -428,6 +428,7 @@ class EventStoreContract(Contract):
         )
         with stores(contract_registry()) as store:
             assert store.load_snapshot("a") is None
+            store.save("a", [Deposited(cents) for cents in range(7)])
             store.save_snapshot(snapshot)
         with stores(contract_registry()) as store:
             assert store.load_snapshot("a") == snapshot
@@ -436,6 +437,7 @@ class EventStoreContract(Contract):
     def test_the_newest_snapshot_is_kept(self, stores: Stores) -> None:
         """One of a higher or the same version takes its place; an older one, that comes late, does not."""
         with stores(contract_registry()) as store:
+            store.save("a", [Deposited(cents) for cents in range(5)])
             for version, cents in [(3, 30), (5, 50), (4, 40)]:
                 store.save_snapshot(Snapshot("a", "Account", version, {"cents": cents}))
         with stores(contract_registry()) as store:
@@ -452,6 +454,7 @@ class EventStoreContract(Contract):
         """Changing what was saved or loaded changes nothing in the store."""
         state = {"items": [1]}
         with stores(contract_registry()) as store:
+            store.save("a", [Deposited(1)])
             store.save_snapshot(Snapshot("a", "Account", 1, state))
             state["items"].append(2)
             for _ in range(2):
@@ -460,9 +463,29 @@ class EventStoreContract(Contract):
                 assert kept.state == {"items": [1]}
                 kept.state["items"].append(3)
 
+    def test_a_snapshot_beyond_its_stream_is_refused(self, stores: Stores) -> None:
+        """SettingsError says how many events there are; the one that is kept stays, and the store can be used on."""
+        with stores(contract_registry()) as store:
+            store.save("a", [Deposited(1), Deposited(2)])
+            store.save_snapshot(Snapshot("a", "Account", 2, {"cents": 3}))
+            with pytest.raises(SettingsError, match="version 3 is beyond its stream, which has 2"):
+                store.save_snapshot(Snapshot("a", "Account", 3, {"cents": 9}))
+            for version in (0, 1):
+                with pytest.raises(
+                    SettingsError, match=f"version {version} is beyond its stream, which has 0"
+                ):
+                    store.save_snapshot(Snapshot("b", "Account", version, {}))
+            store.save("a", [Deposited(3)], 2)
+        with stores(contract_registry()) as store:
+            kept = store.load_snapshot("a")
+            assert kept is not None
+            assert (kept.version, kept.state) == (2, {"cents": 3})
+            assert store.load_snapshot("b") is None
+
     def test_a_state_that_is_no_json_is_refused(self, stores: Stores) -> None:
         """SettingsError says so, and the snapshot that is there stays."""
         with stores(contract_registry()) as store:
+            store.save("a", [Deposited(1), Deposited(2)])
             store.save_snapshot(Snapshot("a", "Account", 1, {"cents": 1}))
             with pytest.raises(SettingsError, match="state cannot be stored"):
                 store.save_snapshot(Snapshot("a", "Account", 2, {"object": object()}))

@@ -429,6 +429,7 @@ class AsyncEventStoreContract(Contract):
         )
         async with stores(contract_registry()) as store:
             assert await store.load_snapshot("a") is None
+            await store.save("a", [Deposited(cents) for cents in range(7)])
             await store.save_snapshot(snapshot)
         async with stores(contract_registry()) as store:
             assert await store.load_snapshot("a") == snapshot
@@ -437,6 +438,7 @@ class AsyncEventStoreContract(Contract):
     async def test_the_newest_snapshot_is_kept(self, stores: AsyncStores) -> None:
         """One of a higher or the same version takes its place; an older one, that comes late, does not."""
         async with stores(contract_registry()) as store:
+            await store.save("a", [Deposited(cents) for cents in range(5)])
             for version, cents in [(3, 30), (5, 50), (4, 40)]:
                 await store.save_snapshot(Snapshot("a", "Account", version, {"cents": cents}))
         async with stores(contract_registry()) as store:
@@ -453,6 +455,7 @@ class AsyncEventStoreContract(Contract):
         """Changing what was saved or loaded changes nothing in the store."""
         state = {"items": [1]}
         async with stores(contract_registry()) as store:
+            await store.save("a", [Deposited(1)])
             await store.save_snapshot(Snapshot("a", "Account", 1, state))
             state["items"].append(2)
             for _ in range(2):
@@ -461,9 +464,29 @@ class AsyncEventStoreContract(Contract):
                 assert kept.state == {"items": [1]}
                 kept.state["items"].append(3)
 
+    async def test_a_snapshot_beyond_its_stream_is_refused(self, stores: AsyncStores) -> None:
+        """SettingsError says how many events there are; the one that is kept stays, and the store can be used on."""
+        async with stores(contract_registry()) as store:
+            await store.save("a", [Deposited(1), Deposited(2)])
+            await store.save_snapshot(Snapshot("a", "Account", 2, {"cents": 3}))
+            with pytest.raises(SettingsError, match="version 3 is beyond its stream, which has 2"):
+                await store.save_snapshot(Snapshot("a", "Account", 3, {"cents": 9}))
+            for version in (0, 1):
+                with pytest.raises(
+                    SettingsError, match=f"version {version} is beyond its stream, which has 0"
+                ):
+                    await store.save_snapshot(Snapshot("b", "Account", version, {}))
+            await store.save("a", [Deposited(3)], 2)
+        async with stores(contract_registry()) as store:
+            kept = await store.load_snapshot("a")
+            assert kept is not None
+            assert (kept.version, kept.state) == (2, {"cents": 3})
+            assert await store.load_snapshot("b") is None
+
     async def test_a_state_that_is_no_json_is_refused(self, stores: AsyncStores) -> None:
         """SettingsError says so, and the snapshot that is there stays."""
         async with stores(contract_registry()) as store:
+            await store.save("a", [Deposited(1), Deposited(2)])
             await store.save_snapshot(Snapshot("a", "Account", 1, {"cents": 1}))
             with pytest.raises(SettingsError, match="state cannot be stored"):
                 await store.save_snapshot(Snapshot("a", "Account", 2, {"object": object()}))

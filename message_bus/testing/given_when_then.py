@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from itertools import zip_longest
 from typing import Any, Generic, Self, TypeVar
 
+from message_bus.errors import SettingsError
 from message_bus.eventsourcing.aggregates.aggregate import AggregateRoot
 from message_bus.eventsourcing.aggregates.state import attributes_of, is_like
 from message_bus.messages import Event, Message, definition_of
@@ -45,7 +46,14 @@ class AggregateScenario(Generic[A]):
         return AggregateScenario(self._class, self._aggregate_id, history=history)
 
     def when(self, work: Callable[[A], Any]) -> AggregateOutcome[A]:
-        """Call `work` with the aggregate; what comes of it, an error included, is for `then...` to judge."""
+        """Call `work` with the aggregate; what comes of it, an error included, is for `then...` to judge.
+
+        Raises: SettingsError for what cannot be called, as an event.
+        """
+        if not callable(work) or isinstance(work, type):
+            given = work.__name__ if isinstance(work, type) else type(work).__name__
+            problem = f"when was given {given!r}, not a function of the aggregate (write .when(lambda order: order.ship()))"
+            raise SettingsError("AggregateScenario", [problem])
         aggregate = self._rebuilt(self._history)
         outcome = AggregateOutcome(aggregate, lambda new: self._rebuilt([*self._history, *new]))
         try:

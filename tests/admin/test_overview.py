@@ -302,9 +302,10 @@ def test_the_life_of_messages(world: World) -> None:
     world.process()
     first, second, third = (life(world, number) for number in (1, 2, 3))
     assert (first.state, second.state, third.state) == ("retrying", "held", "delivered")
-    assert texts(first)[:2] == [
-        "in the outbox at position 1",
-        "failed after 1 attempt: ValueError: failure 0",
+    assert texts(first)[:3] == [
+        "registered",
+        "in the outbox at position 1, settled",
+        "attempt 1 failed: ValueError: failure 0",
     ]
     assert texts(first)[-1] == "to be tried again"
     assert texts(second)[-1] == f"held behind message {UUID(int=1)} of the same key, at position 1"

@@ -440,7 +440,7 @@ def test_the_life_of_an_event(world: World) -> None:
         "orders: dead after 1 attempt: ValueError: no order a:1",
     ]
     assert [(fate.subscription, fate.log) for fate in told.fates] == [("orders", "events")]
-    assert texts(life(world, UUID(int=1)))[0] == "in the outbox at position 1"
+    assert texts(life(world, UUID(int=1)))[1] == "in the outbox at position 1, settled"
     assert [fate.subscription for fate in life(world, UUID(int=1)).fates] == ["dispatch"]
 
 
@@ -478,9 +478,10 @@ def test_an_event_that_is_in_the_outbox_too(world: World) -> None:
     assert (told.state, told.position) == ("dead", 1)
     assert sorted(texts(told)) == [
         "dispatch: delivered",
-        "in the outbox at position 1",
+        "in the outbox at position 1, settled",
         "orders: dead after 1 attempt: ValueError: no order a:1",
         "recorded as event 1 of stream 'a', at position 2 of the event log",
+        "registered",
     ]
 
 

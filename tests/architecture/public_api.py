@@ -202,8 +202,8 @@ def _public_bases(cls: type) -> Iterator[str]:
 
 
 def _base(base: Any) -> str:
-    if isinstance(base, type) and not getattr(base, "__args__", None):
-        return base.__name__
+    if inspect.isfunction(base) or (isinstance(base, type) and not getattr(base, "__args__", None)):
+        return base.__name__  # NamedTuple is a function
     return str(base).replace("typing.", "").replace("+", "").replace("~", "").replace("-", "")
 
 
@@ -313,6 +313,7 @@ def _parameters(parameters: list[inspect.Parameter]) -> Iterator[str]:
 def _annotation(hint: Any) -> str:
     if hint is inspect.Signature.empty:
         return "?"
+    hint = getattr(hint, "__forward_arg__", hint)  # what NamedTuple makes of a text
     return hint if isinstance(hint, str) else inspect.formatannotation(hint)
 
 

@@ -79,7 +79,10 @@ def test_the_core_needs_no_driver(metadata: Message) -> None:
         for line in metadata.get_all("Requires-Dist", [])
         if "extra ==" not in line
     }
-    assert required == {"alembic", "click", "dataclasses-serialization", "msgspec", "sqlalchemy"}
+    assert required == {
+        *("alembic", "click", "dataclasses-serialization", "msgspec", "sqlalchemy"),
+        *("opentelemetry-api", "prometheus-client"),
+    }
 
 
 def test_alembic_is_not_shadowed() -> None:

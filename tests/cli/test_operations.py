@@ -247,14 +247,47 @@ def test_why(world: World, database_url: sa.URL) -> None:
     """The life of a message, harmless for a terminal; for programs the same with all its fields."""
     title, *lines = said(run(database_url, "why", str(UUID(int=1)))).splitlines()
     assert title == f"Placed {UUID(int=1)}, event, key a: dead"
-    assert lines[0].endswith("in the outbox at position 1")
-    assert lines[1].endswith(
+    assert lines[0].endswith("  registered")
+    assert lines[1].endswith("in the outbox at position 1, settled")
+    assert lines[2].endswith(
         "dispatch: dead after 1 attempt: ValueError: the first\N{REPLACEMENT CHARACTER}[2J"
     )
     told = printed(run(database_url, "why", str(UUID(int=4)), "--json"))
     assert (told["state"], told["position"], len(told["moments"])) == ("delayed", None, 2)
     assert "there is no message" in failed(run(database_url, "why", str(UUID(int=9))))
     assert "is not a valid UUID" in failed(run(database_url, "why", "9"), 2)
+
+
+def test_why_with_what_came_of_it(world: World, database_url: sa.URL) -> None:
+    """The tree as lines, with the state of each; for programs as nested objects, however deep it is; no payload in either."""
+    parents = iter([Placed(order="secret", n=n) for n in range(20, 80)])
+
+    def emit(context: Any) -> None:
+        for _ in range(2):
+            world.bus.register_outbox_message(context.outbox, next(parents), meta={"note": "secret meta"})
+
+    for n in (7, *range(20, 80, 2)):
+        world.before["7" if n == 7 else f"secret:{n}"] = emit
+    world.fail("secret:21", ValueError("no stock"))
+    world.register(Noted(n=7), id=UUID(int=7))
+    world.process()
+    done = run(database_url, "why", str(UUID(int=7)))
+    lines = said(done).splitlines()
+    start = lines.index("emitted:")
+    pattern = [line.partition("Placed ")[0] for line in lines[start + 1 : start + 5]]
+    assert pattern == ["  ├─ ", "  │  ├─ ", "  │  │  ├─ ", "  │  │  │  ├─ "]
+    assert lines[-1].startswith("  └─ Placed ")
+    assert lines[-1].endswith(", event, key secret: dead")
+    told = printed(run(database_url, "why", str(UUID(int=7)), "--json"))
+    depth, level = 0, told["emitted"]
+    while level:
+        depth, level = depth + 1, level[0]["emitted"]
+    assert (depth, told["emitted_more"], told["caused_by"], told["history"]) == (30, False, None, [])
+    dead = told["emitted"][1]
+    told = printed(run(database_url, "why", dead["id"], "--json"))
+    assert told["caused_by"] == str(UUID(int=7))
+    assert [(each["what"], each["error"]) for each in told["history"]] == [("dead", "ValueError: no stock")]
+    assert "secret meta" not in done.stdout + json.dumps(told)
 
 
 # --- prune ------------------------------------------------------------------------------------------------------------

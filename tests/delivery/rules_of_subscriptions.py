@@ -468,4 +468,29 @@ TABLE: Final = (
         "if False:",
         "delivery/test_crew.py::test_what_hangs_is_left_behind_with_the_lease",
     ),
+    # --- the history ---
+    without(
+        "G6",
+        "the history is in the commit of what it tells",
+        "delivery/changes.py",
+        "            session.execute(self._remember[remembered.any_held], remembered.rows)\n",
+        "            session.execute(self._remember[remembered.any_held], remembered.rows)\n            session.commit()\n",
+        "delivery/test_history.py::test_the_answer_to_the_commit_of_a_failure_is_lost",
+    ),
+    without(
+        "G9",
+        "what is not done keeps its history",
+        "storage/history_statements.py",
+        "            ~is_recorded,\n",
+        "",
+        "delivery/test_history.py::test_what_has_happened_to_events_goes_by_its_age",
+    ),
+    without(
+        "G9",
+        "the history of a message goes with it",
+        "delivery/housekeeping.py",
+        '            session.execute(history_statements.forget_pruned(tables), {"ids": ids})\n',
+        "",
+        "delivery/test_history.py::test_it_goes_with_its_message",
+    ),
 )

@@ -40,7 +40,7 @@ class AsyncWorld:
 
     def settings(self, **settings: Any) -> None:
         """Run the bus's handlers under a subscription with these settings."""
-        settings = {"name": "dispatch", "backoff": AT_ONCE, **settings}
+        settings = {"name": "dispatch", "backoff": AT_ONCE, "commit_within": timedelta(minutes=1), **settings}
         self.bus.set_outbox_handlers([DispatchOutboxHandler(subscription=Subscription(**settings))])
 
     async def on_step(self, event: Step, context: Any) -> None:

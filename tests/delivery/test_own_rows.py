@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from typing import Any
+from uuid import NAMESPACE_OID, uuid5
 
 import pytest
 from sqlalchemy import JSON, Boolean, String, select
@@ -105,6 +106,22 @@ def test_rows_are_handled_and_marked(sessions: sessionmaker[Session]) -> None:
     assert (report.delivered, report.ok) == (2, True)
     assert seen == [("1", {"n": 1}, {"n": 1}), ("2", {"n": 2}, {"n": 2})]
     assert _process(bus, sessions).delivered == 0
+
+
+def test_the_envelope_of_a_row(sessions: sessionmaker[Session]) -> None:
+    """Handlers of a model with no more than the five fields find id and message in `context.envelope`, too."""
+    seen: list[Any] = []
+    bus = MessageBus()
+    bus.registry.register(Happened)
+
+    class Look(Send):
+        def _handle(self, outbox_message: Any, context: Any, *args: Any, **kwargs: Any) -> None:
+            seen.append((context.envelope.id, context.envelope.meta, context.envelope.message))
+
+    bus.set_outbox_handlers([Look(lambda row: None)])
+    _register(bus, sessions, 3)
+    _process(bus, sessions)
+    assert seen == [(uuid5(NAMESPACE_OID, "3"), {"n": 3}, Happened(n=3))]  # its id is no UUID
 
 
 def test_the_buses_own_handlers_are_the_default(sessions: sessionmaker[Session]) -> None:

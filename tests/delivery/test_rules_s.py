@@ -234,7 +234,9 @@ def test_the_checkpoint_is_the_last_statement(world: World) -> None:
     assert max(written) < first_checkpoint
 
 
-def _lose(world: World, monkeypatch: pytest.MonkeyPatch, *, when: Callable[[], bool], happens: bool) -> None:
+def lose_the_answer(
+    world: World, monkeypatch: pytest.MonkeyPatch, *, when: Callable[[], bool], happens: bool
+) -> None:
     """The next COMMIT for which `when()` holds raises as if its answer were lost; did it happen?"""
     dialect = world.sessions.kw["bind"].dialect
     real = dialect.do_commit
@@ -262,7 +264,7 @@ def test_the_answer_to_a_retrys_commit_is_lost(
     world.process()
     tried: list[int] = []
     world.before["1"] = lambda _: tried.append(1)
-    _lose(world, monkeypatch, when=lambda: bool(tried), happens=happens)
+    lose_the_answer(world, monkeypatch, when=lambda: bool(tried), happens=happens)
     report = world.process()
     assert (report.delivered, report.busy, report.retrying) == (1, (), 0)
     assert (world.effects(), len(tried)) == (["1"], 1 if happens else 2)
@@ -285,7 +287,7 @@ def test_a_commit_in_doubt_and_nobody_to_ask(
             refused.append(True)
             raise sa.exc.OperationalError(statement, {}, ConnectionResetError("still lost"))
 
-    _lose(world, monkeypatch, when=lambda: bool(tried), happens=True)
+    lose_the_answer(world, monkeypatch, when=lambda: bool(tried), happens=True)
     with _watching(world, refuse):
         world.process()
     monkeypatch.undo()

@@ -93,6 +93,9 @@ class World:
     def settings(self, **settings: Any) -> None:
         """Run the bus's handlers under a subscription with these settings; failures are due again at once."""
         settings.setdefault("backoff", AT_ONCE)
+        settings.setdefault(
+            "commit_within", timedelta(minutes=1)
+        )  # a batch is one, however slow the machine is
         settings.setdefault("name", "dispatch")
         self.bus.set_outbox_handlers([DispatchOutboxHandler(subscription=Subscription(**settings))])
 

@@ -34,6 +34,7 @@ from typing import Any, Final
 import click
 
 from message_bus.cli.main import main as message_bus_command
+from tests.docs.quick_python import quick_python
 
 ROOT: Final = Path(__file__).parents[2]
 PAGES: Final = ("README.md", *sorted(str(path.relative_to(ROOT)) for path in (ROOT / "docs").rglob("*.md")))
@@ -104,7 +105,7 @@ class Walk:
                     self._bash(block)
                 case "", "bash":
                     self.printed = None
-                case "", "text" | "sql":
+                case "", "text" | "sql" | "mermaid":
                     pass
                 case _:
                     raise AssertionError(
@@ -143,12 +144,16 @@ class Walk:
         commands, hidden = self.directory / ".commands", self.directory / ".hidden"
         if not commands.exists():
             commands.mkdir()
-            ours = {"python": "", "message-bus": "-m message_bus.cli.main ", "flask": "-m flask "}
-            for name, words in ours.items():
-                (commands / name).write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} {words}"$@"\n')
-                (commands / name).chmod(0o755)
             hidden.mkdir()
             (hidden / "greenlet.py").write_text("raise ModuleNotFoundError('hidden', name='greenlet')\n")
+        python = sys.executable if self.hides_greenlet else quick_python()
+        for name, words in {
+            "python": "",
+            "message-bus": "-m message_bus.cli.main ",
+            "flask": "-m flask ",
+        }.items():
+            (commands / name).write_text(f'#!/bin/sh\nexec {shlex.quote(python)} {words}"$@"\n')
+            (commands / name).chmod(0o755)
         return {
             **os.environ,
             "PATH": f"{commands}{os.pathsep}{os.environ['PATH']}",

@@ -11,18 +11,32 @@ import pytest
 import sqlalchemy as sa
 
 from message_bus.storage.urls import place_of
-from tests.docs.pages import PAGES, ROOT, Walk, blocks_of, text_of, unknown_command
+from tests.docs.not_run import NOT_RUN
+from tests.docs.pages import PAGES, ROOT, Block, Walk, blocks_of, text_of, unknown_command
 
-WORD_FOR_WORD = ("docs/quickstart.md", "docs/how-to/dead-letters.md", "docs/how-to/operations.md")
+FIRST = "docs/quickstart.md"
+WORD_FOR_WORD = (
+    FIRST,
+    "docs/how-to/dead-letters.md",
+    "docs/how-to/operations.md",
+    "docs/production/monitoring.md",
+)
 """Pages whose bash blocks are run, too."""
 
 FOLLOWED_ELSEWHERE = (
+    "docs/examples/bank/README.md",
     "docs/examples/fastapi_shop/README.md",
     "docs/examples/flask_shop/README.md",
     "docs/how-to/cron.md",
+    "docs/how-to/describe.md",
+    "docs/how-to/message-schemas.md",
     "docs/how-to/plain-scripts.md",
+    "docs/how-to/testing.md",
 )
-"""The same, but tests/examples follows them: a server must run meanwhile, or time pass."""
+"""The same, but tests/examples and test_how_to.py follow them: a server must run meanwhile, or time pass."""
+
+RUN_ON_A_SERVER = ("docs/production/security.md",)
+"""Pages whose SQL is run by test_production.py."""
 
 RULES = {"docs/guarantees.md": "G", "docs/how-the-watermark-works.md": "WLS"}
 
@@ -63,9 +77,31 @@ def on_postgresql(database_url: sa.URL) -> dict[str, str]:
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("page", WORD_FOR_WORD)
-def test_a_page_followed_word_for_word(page: str, walk: Walk, database_url: sa.URL) -> None:
+def test_the_first_page_followed_word_for_word(walk: Walk, database_url: sa.URL) -> None:
     """A newcomer saves the files, types the commands and sees what the page shows; on PostgreSQL with its two changes."""
+    follow_word_for_word(FIRST, walk, database_url)
+
+
+@pytest.mark.slow
+@pytest.mark.sqlite
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("page", [page for page in WORD_FOR_WORD if page != FIRST])
+def test_a_page_followed_word_for_word(page: str, walk: Walk, database_url: sa.URL) -> None:
+    """The same on SQLite, as the page is written."""
+    follow_word_for_word(page, walk, database_url)
+
+
+@pytest.mark.load
+@pytest.mark.postgresql
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("page", [page for page in WORD_FOR_WORD if page != FIRST])
+def test_a_page_followed_on_postgresql(page: str, walk: Walk, database_url: sa.URL) -> None:
+    """The same with the quickstart's two changes; a command takes a second each time."""
+    follow_word_for_word(page, walk, database_url)
+
+
+def follow_word_for_word(page: str, walk: Walk, database_url: sa.URL) -> None:
+    """Run its Python and its commands."""
     walk.hides_greenlet = True  # a plain installation has none on SQLAlchemy 2.1
     if database_url.get_backend_name() == "postgresql":
         walk.hides_greenlet = False
@@ -86,13 +122,40 @@ def test_the_code_of_a_page_about_rules_runs(page: str, walk: Walk, engine: sa.E
     walk.follow(page)
 
 
-def test_what_is_not_run_says_why() -> None:
-    """The blocks that are only looked at; another one is a decision, made here."""
-    skipped = [block for page in PAGES for block in blocks_of(page) if block.kind == "not run"]
-    for block in skipped:
-        print(f"{block}: {block.argument}")
-    assert all(block.argument for block in skipped)
-    assert len(skipped) == 13
+@pytest.mark.parametrize("page", PAGES)
+def test_every_block_is_run_or_listed(page: str) -> None:
+    """Not one is overlooked: what no test runs stands in not_run.py, with the reason."""
+    blocks = list(blocks_of(page))
+    directives = len(
+        re.findall(r"^```\{", text_of(page), re.MULTILINE)
+    )  # of the site, such as a table of contents
+    fences = len(re.findall(r"^[ \t]*(?:```|~~~)", text_of(page), re.MULTILINE))
+    assert fences == 2 * (len(blocks) + directives), f"{page} has a block that the tests do not see"
+    not_run = {_first_line(block) for block in blocks if not _is_run(block)}
+    assert not_run == set(NOT_RUN.get(page, {}))
+    assert all(block.argument for block in blocks if block.kind == "not run"), "a mark says why, too"
+
+
+def test_what_is_listed_is_there() -> None:
+    """The list names pages that exist, and gives a reason for each block."""
+    assert set(NOT_RUN) <= set(PAGES)
+    assert all(reason for blocks in NOT_RUN.values() for reason in blocks.values())
+
+
+def _is_run(block: Block) -> bool:
+    match block.kind, block.language:
+        case "not run", _:
+            return False
+        case "", "bash":
+            return block.page in (*WORD_FOR_WORD, *FOLLOWED_ELSEWHERE)
+        case "", "sql":
+            return block.page in RUN_ON_A_SERVER
+        case _:
+            return True  # by the walk through its page; text and diagrams are nothing to run
+
+
+def _first_line(block: Block) -> str:
+    return block.code.splitlines()[0]
 
 
 @pytest.mark.parametrize("page", PAGES)

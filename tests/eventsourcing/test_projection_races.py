@@ -119,7 +119,7 @@ def swap_beside_writers(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("log", ["events", "outbox"])
+@pytest.mark.parametrize("log", ["events", pytest.param("outbox", marks=pytest.mark.load)])
 def test_a_swap_beside_writers_and_relays_loses_and_doubles_nothing(
     log: str, session_factory: sessionmaker[Session], tables: MessageBusTables, engine: sa.Engine
 ) -> None:
@@ -170,7 +170,7 @@ def test_an_inline_projection_is_swapped_beside_its_writers(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("log", ["events", "outbox"])
+@pytest.mark.parametrize("log", ["events", pytest.param("outbox", marks=pytest.mark.load)])
 def test_a_rebuild_killed_with_sigkill_goes_on_where_it_was(
     log: str, session_factory: sessionmaker[Session], tables: MessageBusTables, database_url: sa.URL
 ) -> None:

@@ -6,7 +6,7 @@ import logging
 import threading
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import Any
 from uuid import UUID
@@ -21,11 +21,12 @@ from message_bus import (
     FixedDelay,
     MessageBus,
     MessageBusTables,
+    NoRetry,
     RetryLater,
     SettingsError,
     Unavailable,
 )
-from message_bus.errors import SagaChanged, WiringError
+from message_bus.errors import SagaChanged, SagaNotFound, WiringError
 from message_bus.eventsourcing.sagas.saga import Saga
 from message_bus.eventsourcing.sagas.saga_async import AsyncSaga
 from message_bus.eventsourcing.sagas.saga_steps import SagaContext, SagaStep
@@ -156,6 +157,38 @@ def test_saga_restarts_at_step_0(shop: Shop) -> None:
     assert shop.notes() == ["a 7", "b 7", "c 7", "d 7"]
 
 
+def test_max_attempts_alone_are_made(shop: Shop) -> None:
+    """Who says how often need not say when: there is a back-off; without either an action is tried once."""
+    shop.failing = {"a": [ValueError("no")]}
+    saga = Saga("order", [shop.step("a", max_attempts=2)])
+    assert saga.run(shop.sessions, "7", {"order": 7}).ok
+    every: list[dict[str, Any]] = [{"max_attempts": 1}, {}]
+    for options in every:
+        shop.failing = {"a": [ValueError("no")]}
+        once = Saga(f"once {len(options)}", [shop.step("a", **options)])
+        assert once.run(shop.sessions, "7", {"order": 7}).status == "compensated"
+
+
+def test_a_copy_of_a_step_is_tried_as_often() -> None:
+    """What a step was not told stays untold: `replace` changes nothing else."""
+    step = SagaStep(print, name="a")
+    assert replace(step, name="b").retry == NoRetry()
+    assert (step.max_attempts, SagaStep(print, max_attempts=3).max_attempts) == (5, 3)
+    assert SagaStep(print, max_attempts=3, retry=NoRetry()).retry == NoRetry()
+
+
+def test_an_attempt_that_asks_for_a_later_one_has_not_failed(
+    shop: Shop, caplog: pytest.LogCaptureFixture
+) -> None:
+    """RetryLater is one line at INFO, without a traceback."""
+    shop.failing = {"a": [RetryLater(timedelta(0))]}
+    with caplog.at_level(logging.INFO, "message_bus.eventsourcing"):
+        assert Saga("order", [shop.step("a")]).run(shop.sessions, "7", {"order": 7}).ok
+    [record] = caplog.records
+    assert (record.levelname, record.exc_info) == ("INFO", None)
+    assert "the action of step 'a' asks for a later attempt at attempt 1" in record.getMessage()
+
+
 def test_saga_hangs_on_no_steps(shop: Shop) -> None:
     """It must not: without steps it is completed at once."""
     assert Saga("nothing", []).run(shop.sessions, "7", {"order": 7}).ok
@@ -216,11 +249,13 @@ def test_what_cannot_be_undone_is_said(shop: Shop) -> None:
     assert shop.notes() == ["a 7", "b 7", "undo a 7 None"]
     assert saga.resume_unfinished(shop.sessions) == []
     again = saga.compensate_again(shop.sessions, "7")
-    assert again is not None
     assert (again.status, again.left_undone) == ("compensated", ())
     assert shop.notes()[-1] == "undo b 7 None"
     assert saga.compensate_again(shop.sessions, "7") == again
-    assert saga.compensate_again(shop.sessions, "8") is None
+    with pytest.raises(SagaNotFound, match="there is no saga 'order' with the id '8'") as caught:
+        saga.compensate_again(shop.sessions, "8")
+    assert isinstance(caught.value, LookupError)
+    assert (caught.value.name, caught.value.saga_id) == ("order", "8")
 
 
 def test_a_step_that_asks_for_a_later_attempt(shop: Shop) -> None:

@@ -127,8 +127,14 @@ def test_the_classes_of_the_contracts_are_no_candidates() -> None:
 
 def test_a_newer_version_than_the_class_is_unknown() -> None:
     """In a rolling deploy an old program meets what a new one has written."""
-    with pytest.raises(UnknownEventType, match=r"types\.moored version 2"):
+    text = (
+        r"'types.moored' was written in version 2, by a newer process: the class here has version 1 \(deploy"
+    )
+    with pytest.raises(UnknownEventType, match=text) as caught:
         EventTypes().decoder("types.moored", 2)
+    assert (caught.value.message_name, caught.value.version) == ("types.moored", 2)
+    copied = pickle.loads(pickle.dumps(caught.value))  # noqa: S301
+    assert (str(copied), copied.version) == (str(caught.value), 2)
 
 
 def test_with_a_registry_only_what_is_in_it_is_known() -> None:

@@ -22,6 +22,7 @@ from typing import Final
 import httpx
 
 from tests.docs.pages import ROOT, blocks_of
+from tests.docs.quick_python import quick_python
 from tests.waiting import wait_until
 
 PROGRAMS: Final = {
@@ -44,10 +45,10 @@ def command_in(page: str, start: str) -> list[str]:
     return words_of(found[0])
 
 
-def words_of(line: str) -> list[str]:
+def words_of(line: str, python: str = sys.executable) -> list[str]:
     """A command line for subprocess; programs that come with packages are run by this Python, installed or not."""
     program, *words = shlex.split(line, comments=True)
-    return [sys.executable, *PROGRAMS[program], *words]
+    return [python, *PROGRAMS[program], *words]
 
 
 def environment(changes: Mapping[str, str]) -> dict[str, str]:
@@ -154,7 +155,7 @@ def own_tests(directory: Path, *options: str) -> str:
 def run(line: str, *, directory: Path, changes: Mapping[str, str] | None = None) -> str:
     """Run a command line of a page to its end in `directory`; what it printed. Fails unless it ends with 0."""
     done = subprocess.run(
-        words_of(line), cwd=directory, env=environment(changes or {}), stdin=subprocess.DEVNULL,
+        words_of(line, quick_python()), cwd=directory, env=environment(changes or {}), stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=60,
     )  # fmt: skip
     assert done.returncode == 0, f"{line!r} ended with {done.returncode}:\n{done.stdout}"

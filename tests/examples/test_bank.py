@@ -21,6 +21,7 @@ import sqlalchemy as sa
 from message_bus import MessageBusTables
 from message_bus.cli.options import DATABASE_URL_VARIABLE
 from tests.docs.pages import ROOT, Walk
+from tests.docs.quick_python import quick_python
 from tests.examples.serving import environment, words_of
 from tests.faults.scenario import seconds
 from tests.waiting import wait_until
@@ -68,7 +69,7 @@ class Bank:
     def run(self, command: str) -> str:
         """What a command of the README prints."""
         return subprocess.run(
-            words_of(command), cwd=self._directory, env=environment(self._changes),
+            words_of(command, quick_python()), cwd=self._directory, env=environment(self._changes),
             capture_output=True, text=True, check=True,
         ).stdout  # fmt: skip
 

@@ -287,6 +287,7 @@ class Audience:
 
 
 @pytest.mark.slow
+@pytest.mark.postgresql
 @pytest.mark.timeout(300)
 @pytest.mark.usefixtures("app")  # its tables
 def test_booked_by_many_and_killed_once(directory: Path, changes: dict[str, str], engine: sa.Engine) -> None:

@@ -11,6 +11,7 @@ import faulthandler
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -93,6 +94,20 @@ class Child:
             self.code is None
         ):  # its number is not given to another one before its parent has asked for its code
             os.kill(self.pid, number)
+
+    def stop(self) -> int:
+        """Ask it to end, by SIGTERM as soon as it listens to that, and wait until it has ended; its exit code."""
+        wait_until(lambda: self.code is not None or self._listens(signal.SIGTERM), timeout=30)
+        self.send(signal.SIGTERM)
+        return self.end()
+
+    def _listens(self, number: int) -> bool:
+        """Whether it has a handler for this signal: who is still starting has none, and ends by it."""
+        if not Path("/proc").exists():
+            return True
+        status = Path(f"/proc/{self.pid}/status").read_text()
+        caught = int(re.search(r"^SigCgt:\s*(\w+)$", status, re.MULTILINE)[1], 16)  # type: ignore[index]
+        return bool(caught >> (number - 1) & 1)
 
     def kill(self) -> int:
         """End it with SIGKILL, and wait until it is gone."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -222,8 +221,7 @@ def _overtaken(replays: list[Replay], effects: Any) -> list[tuple[str, int]]:
 def rename_there_and_back(run: Run, relays: list[Any]) -> None:
     """As the manual says: stop the workers, rename; here back again, too."""
     for relay in relays:
-        relay.send(signal.SIGTERM)
-        assert relay.end() == 0
+        assert relay.stop() == 0
     with Session(run.engine) as session, session.begin():
         Subscriptions(session, tables=app.tables).rename(ONCE, "elsewhere", by="a test")
     with Session(run.engine) as session, session.begin():

@@ -229,8 +229,7 @@ def test_a_dead_unknown_is_revived(scenario: Scenario, make: str) -> None:
         run.write("", "emit", "", key="a")
         run.write("", key="b")
         wait_until(lambda: len(dead(run)) == 4)
-        old.send(signal.SIGTERM)
-        assert old.end() == 0
+        assert old.stop() == 0
         run.relay(make)
         run.write("", key="a")
         wait_until(lambda: dead(run) == {})
@@ -251,8 +250,7 @@ def test_deploys_back_and_forth(scenario: Scenario, make: str) -> None:
                 following = run.relay(run.dice.choice([make, version("old", make)]))
                 count, wait = len(run.effects()), time.monotonic() + run.dice.uniform(0.3, 1.5)
                 wait_until(lambda: len(run.effects()) > count + 20 or time.monotonic() > wait)  # noqa: B023
-                relay.send(signal.SIGTERM)
-                assert relay.end() == 0
+                assert relay.stop() == 0
                 relay = following
             relay.send(signal.SIGTERM)
         run.relay(make)

@@ -219,3 +219,28 @@ async def test_a_cancellation_that_got_lost(
     with pytest.raises(asyncio.CancelledError):
         await asyncio.wait_for(running, 10)
     assert lost
+
+
+@pytest.mark.parametrize("async_backend", ["asyncpg"], indirect=True)
+async def test_asyncpg_asks_nothing_outside_a_transaction(
+    world: AsyncWorld, relay_for: Relays, async_engine: AsyncEngine
+) -> None:
+    """It prepares and runs a statement in two steps: a pooler in transaction mode may send them to different servers."""
+    outside: list[str] = []
+
+    def note(connection: Any, cursor: Any, text: str, *rest: object) -> None:
+        if not connection.connection.driver_connection.is_in_transaction():
+            outside.append(text)
+
+    sa.event.listen(async_engine.sync_engine, "after_cursor_execute", note)
+    world.settings(backoff=FixedDelay(0.05))
+    world.failing["a:1"] = [ValueError("no")]
+    async with relay_for(listen=False) as relay:
+        await world.register(*steps("a", range(3)))
+        await relay.wait_until_idle()
+        await async_wait_until(lambda: _has(world, 3))
+    assert outside == []
+
+
+async def _has(world: AsyncWorld, effects: int) -> bool:
+    return len(await world.effects()) == effects

@@ -30,6 +30,7 @@ from message_bus.delivery.jobs import Stop
 from message_bus.delivery.worker import Worker
 from message_bus.eventsourcing.stores.deleting import delete_stream
 from message_bus.eventsourcing.stores.sqlalchemy_store import SQLAlchemyEventStore
+from message_bus.relay import stations
 from message_bus.storage.watermark import Watermark
 from tests.delivery.world import Noted, World, placed
 from tests.relay.test_reading_events import Events, append
@@ -465,8 +466,11 @@ def test_epochs_do_not_start_again_in_another_log(world: World) -> None:
     assert after > before
 
 
-def test_stations_go_on_though_the_watcher_cannot_look(world: World, relay_for: Relays) -> None:
+def test_stations_go_on_though_the_watcher_cannot_look(
+    world: World, relay_for: Relays, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """After an outage, too: what fails for another reason than an outage shows that the database is there."""
+    monkeypatch.setattr(stations, "LONGEST_TRUST", 1.0)
     with relay_for(listen=False) as relay:
         relay.wait_until_idle()
         world.write(sa.text(f"DROP TABLE {world.tables.schedule.name}"))

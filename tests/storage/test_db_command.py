@@ -64,6 +64,7 @@ def test_there_and_back(command: Command, engine: sa.Engine, place: str) -> None
         command("db", "downgrade", "-1"),
         command("db", "downgrade"),
         command("db", "downgrade"),
+        command("db", "downgrade"),
         command("db", "upgrade", "head"),
         command("db", "downgrade", "base"),
     ]
@@ -72,7 +73,8 @@ def test_there_and_back(command: Command, engine: sa.Engine, place: str) -> None
         (0, f"{place}: none -> {newest}"),
         (0, f"{place}: already at {newest}: nothing to do"),
         (0, f"{place}: {newest} (newest)"),
-        (0, f"{place}: {newest} -> 0001"),
+        (0, f"{place}: {newest} -> 0002"),
+        (0, f"{place}: 0002 -> 0001"),
         (0, f"{place}: 0001 -> none"),
         (0, f"{place}: already at none: nothing to do"),
         (0, f"{place}: none -> {newest}"),
@@ -130,8 +132,8 @@ def test_a_downgrade_that_drops_events_asks_for_yes(command: Command, engine: sa
     command("db", "upgrade")
     with engine.begin() as connection:
         SQLAlchemyEventStore(connection).save("order-7", [OrderPlaced(7)])
-    assert "add --yes" in failed(command("db", "downgrade"), 1)
-    assert command("db", "downgrade", "--yes").output == f"{place}: {head()} -> 0001\n"
+    assert "add --yes" in failed(command("db", "downgrade", "0001"), 1)
+    assert command("db", "downgrade", "0001", "--yes").output == f"{place}: {head()} -> 0001\n"
 
 
 def test_an_unknown_revision(command: Command) -> None:

@@ -19,6 +19,7 @@ from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy.orm import Session
 
 import message_bus
 from message_bus.errors import SchemaError, SettingsError, UnsupportedDatabase, WiringError
@@ -128,6 +129,20 @@ DATA: dict[str, dict[str, dict[str, Any]]] = {
             "subscription": "totals@1",
             "tables": {"totals": "totals__1"},
             "swapped_at": INSTANT,
+        },
+    },
+    "0003": {
+        "history": {
+            "subscription": "dispatch",
+            "log": "outbox",
+            "position": 1,
+            "message_id": UUID(int=1),
+            "what": "passed over",
+            "attempt": 2,
+            "behind": 3,
+            "error": "ValueError: ünïcode",
+            "decided_by": "ann",
+            "happened_at": INSTANT,
         },
     },
 }
@@ -286,6 +301,32 @@ def test_an_older_schema_is_upgraded_with_data_in_it(engine: sa.Engine, revision
                 column: plain(value) for column, value in row.items()
             }
         assert put(connection, MessageBusTables()) > 1
+
+
+def test_a_schema_that_is_one_revision_behind(engine: sa.Engine) -> None:
+    """New code says at its start what is missing and what helps, before it has delivered anything."""
+    upgrade(engine, revision="0002")
+    bus = message_bus.MessageBus()
+    bus.set_outbox_handlers([message_bus.DispatchOutboxHandler()])
+    with (
+        Session(engine) as session,
+        pytest.raises(
+            SchemaError, match=r"run `message-bus db upgrade`(.|\n)*message_bus_history is missing"
+        ),
+    ):
+        bus.process_outbox(session)
+
+
+def test_the_history_only_adds(engine: sa.Engine) -> None:
+    """Expand only: older code finds everything as it was."""
+    upgrade(engine, revision="0002")
+    with engine.connect() as connection:
+        before = catalogue(connection)
+    upgrade(engine, revision="0003")
+    with engine.connect() as connection:
+        after = catalogue(connection)
+    assert [each for each in before if each not in after] == []
+    assert {"history" in str(each) for each in after if each not in before} == {True}
 
 
 def test_upgrading_again_does_nothing(engine: sa.Engine) -> None:

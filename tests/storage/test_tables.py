@@ -104,6 +104,8 @@ def test_all_bad_names_are_reported_at_once() -> None:
         ),
         ("delivery", {"subscription": "s", "position": 1, "state": "delivered"}),
         ("delivery", {"subscription": "s", "position": 1, "state": "held", "key": "a", "key_hash": -1}),
+        ("history", {"subscription": "s", "log": "outbox", "position": 1, "what": "lost"}),
+        ("history", {"subscription": "s", "log": "outbox", "what": "held"}),
     ],
 )
 def test_the_database_refuses_what_must_not_be(

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from message_bus.eventsourcing.aggregates.handling import handler_for
 from message_bus.messages import Event
 from message_bus.messages.annotations import own_fields
 
-if TYPE_CHECKING:
-    from message_bus.eventsourcing.aggregates.aggregate import AggregateRoot
-
 _OWN: Final = ("version", "stored_version", "uncommitted_events")
 
 
-def problems_of(cls: type[AggregateRoot]) -> list[str]:
+def problems_of(cls: type[Any]) -> list[str]:
     """All of it but what concerns handlers, which is told by `handling`."""
     declared = dict(own_fields(cls))
     problems = [

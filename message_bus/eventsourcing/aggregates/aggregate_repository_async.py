@@ -24,6 +24,7 @@ from message_bus.eventsourcing.aggregates.snapshotting import is_due, is_usable,
 from message_bus.eventsourcing.stores.store import AsyncEventStore, Snapshot
 from message_bus.messages import Event, definition_of
 from message_bus.messages.recorded import RecordedEvent
+from message_bus.observability.observer import Observer, guarded, nothing
 from message_bus.repositories.outbox_message import OutboxMessage
 from message_bus.repositories.registering import register
 
@@ -37,7 +38,7 @@ class AsyncAggregateRepository(Generic[A]):
 
     `snapshot_every`: take a snapshot when that many events have come since the last one (None: take none; one that is
     there is used all the same). `outbox`: register each saved event there as well, in the same transaction: a
-    repository, or the session that the store stands on.
+    repository, or the session that the store stands on. `observer`: is told of what is loaded; give the store its own.
 
     Raises: WiringError if store, class and outbox do not fit together, among it a store of the other colour;
     SettingsError for an `on_...` method that none of the events defined by now would reach.
@@ -50,6 +51,7 @@ class AsyncAggregateRepository(Generic[A]):
         *,
         snapshot_every: int | None = None,
         outbox: Any = None,
+        observer: Observer | None = None,
     ) -> None:
         refuse_unfit_class(aggregate_class)
         refuse_unfit_store_async(store)
@@ -59,6 +61,7 @@ class AsyncAggregateRepository(Generic[A]):
         self._class = aggregate_class
         self._snapshot_every = snapshot_every
         self._outbox = outbox_beside(store, outbox)
+        self._observer = guarded(observer)
 
     async def load(self, aggregate_id: str) -> A:
         """Return the aggregate with this id: its newest snapshot and the events after it, in two statements.
@@ -67,6 +70,14 @@ class AsyncAggregateRepository(Generic[A]):
 
         Raises: AggregateNotFound if it has no events; EventNotHandled, UnknownEventType, MessageDecodeError.
         """
+        if self._observer is None:
+            return await self._load(aggregate_id)
+        with self._observer.loading(self._class.aggregate_type) or nothing():
+            aggregate = await self._load(aggregate_id)
+        self._observer.loaded(aggregate)
+        return aggregate
+
+    async def _load(self, aggregate_id: str) -> A:
         snapshot = await self._store.load_snapshot(aggregate_id)
         aggregate = self._restored(snapshot, aggregate_id)
         if aggregate is not None:

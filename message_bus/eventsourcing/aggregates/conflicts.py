@@ -57,6 +57,9 @@ def retry_on_conflict(
     again = _Again(attempts, backoff)
     if work is None:
         return functools.partial(_decorate, again)
+    if not callable(work):
+        problem = f"a {type(work).__name__!r} cannot be called (give a function without arguments)"
+        raise SettingsError("retry_on_conflict", [problem])
     if _needs_arguments(work):
         problem = "what is to be repeated needs arguments (write @retry_on_conflict(), or give a lambda)"
         raise SettingsError("retry_on_conflict", [problem])

@@ -15,11 +15,12 @@ import typing
 from collections.abc import Iterator, Mapping
 from typing import Any, Final, Union
 
-from message_bus.eventsourcing.when import Handler, handlers_of, marks_of
+from message_bus.eventsourcing.when import Handler, can_take, handlers_of, marks_of
 from message_bus.messages import Event
 from message_bus.messages.repairs import function_around
 
 _SUFFIX: Final = "Event"
+_SELF_AND_EVENT: Final = 2
 _WORDS: Final = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
 
 
@@ -56,6 +57,7 @@ def problems_of(cls: type) -> list[str]:
     marked = handlers_of(cls)
     for message, function in marked.items():
         name = function.__name__
+        problems += _not_callable(name, function)
         if own.get(name) is not function:
             continue
         if not issubclass(message, Event):
@@ -71,7 +73,7 @@ def problems_of(cls: type) -> list[str]:
     for name, function in _on_methods(cls, inherited=False):
         events = _events_of(cls, function)
         if events:
-            problems += _misnamed(name, events) + _not_awaited(name, function)
+            problems += _misnamed(name, events) + _not_awaited(name, function) + _not_callable(name, function)
     return problems
 
 
@@ -131,6 +133,10 @@ def _not_awaited(name: str, function: Handler) -> list[str]:
     return [
         f"{name!r} is async (make it a plain def: a handler only changes the state, also when it is replayed)"
     ]
+
+
+def _not_callable(name: str, function: Handler) -> list[str]:
+    return [] if can_take(function, _SELF_AND_EVENT) else [f"{name!r} must take (self, event)"]
 
 
 def _may_take_an_event(cls: type, function: Handler) -> bool:

@@ -23,6 +23,7 @@ from message_bus.bus.context import Context, refuse_unsendable
 from message_bus.delivery.subscription import Subscription
 from message_bus.delivery.verdicts import PassedOver
 from message_bus.errors import RetryLater, SettingsError, WiringError
+from message_bus.eventsourcing.bus_registry import registry_for
 from message_bus.eventsourcing.processes.process_plan import (
     Correlation,
     Plan,
@@ -31,7 +32,7 @@ from message_bus.eventsourcing.processes.process_plan import (
     settings_of,
 )
 from message_bus.eventsourcing.processes.process_timeouts import TIMEOUT_OF, ProcessTimeouts
-from message_bus.messages.definition import definition_of
+from message_bus.messages.definition import MAX_PAYLOAD_BYTES, definition_of
 from message_bus.messages.envelope import Envelope, stored_envelope
 from message_bus.messages.message import Command, Event, Message
 from message_bus.messages.registry import Registry
@@ -87,13 +88,16 @@ class ProcessManager(OutboxHandlerABC):
     a subscription of its own, `"<name> timeouts"`, which comes with this one. `timeouts`: the events that are used so, and
     come from nowhere else; `()` for none, which saves the subscription. Left out, any event of a method may be one.
 
-    `registry`: for messages with upcasters. Works on MessageBus and AsyncMessageBus alike, and may be shared by threads.
+    `registry`: for messages with upcasters (default: that of the bus that it is set on).
+
+    Works on MessageBus and AsyncMessageBus alike, and may be shared by threads.
 
     Raises: SettingsError, at the class statement, with all that is wrong about the class; WiringError, when an instance is
     made, for state that cannot be stored.
     """
 
     default_mode: ClassVar[Literal["transactional", "concurrent"]] = "transactional"
+    _makes_envelopes = True
     name: ClassVar[str] = ""
     log: ClassVar[Literal["outbox", "events"]] = EVENT_LOG
     correlate: ClassVar[Mapping[Any, Correlation]] = {}
@@ -102,6 +106,7 @@ class ProcessManager(OutboxHandlerABC):
     _plan: ClassVar[Plan]
     _in_hand: InHand | None = None
     _bus: Any = None
+    _has_own_registry: bool = False
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
@@ -122,6 +127,8 @@ class ProcessManager(OutboxHandlerABC):
         self._plan.state.check()
         if subscription is not None:
             self.subscription = settings_of(type(self), self._plan, subscription, subscription)
+        if registry is not None:
+            self._has_own_registry = True
         self.registry = Registry() if registry is None else registry
         self.registry.register(*types)
 
@@ -201,7 +208,14 @@ class ProcessManager(OutboxHandlerABC):
                 "(process a SQLAlchemy session, and leave mode= as it is)"
             )
         row = outbox_message
-        message = self.registry.decode(row.message, row.version, row.payload_json)
+        registry = registry_for(
+            row.message,
+            own=self.registry,
+            is_given=self._has_own_registry,
+            bus=self._bus,
+            types=self._plan.types,
+        )
+        message = registry.decode(row.message, row.version, row.payload_json)
         context["envelope"] = stored_envelope(message, row)
         if isinstance(session, Session):
             return self._step(session, tables, message, context)
@@ -227,10 +241,21 @@ class ProcessManager(OutboxHandlerABC):
             return PassedOver()
         decided = self.react(message, row.data, row.schema_version, context)
         envelope: Envelope = context.envelope
-        register_all(context.outbox, decided.sent, parent=envelope)
+        observer = None if self._bus is None else self._bus.observer
+        max_payload = MAX_PAYLOAD_BYTES if self._bus is None else self._bus.max_payload
+        register_all(
+            context.outbox, decided.sent, parent=envelope, observer=observer, max_payload=max_payload
+        )
         for delay, timeout in decided.timeouts:
             register(
-                context.outbox, timeout, key=key, delay=delay, parent=envelope, meta={TIMEOUT_OF: self.name}
+                context.outbox,
+                timeout,
+                key=key,
+                delay=delay,
+                parent=envelope,
+                meta={TIMEOUT_OF: self.name},
+                observer=observer,
+                max_payload=max_payload,
             )
         if self._bus is not None:
             self._bus._learn(decided.sent)

@@ -69,8 +69,13 @@ def plan_of(cls: type, base: type, *, settings: Collection[str]) -> Plan:
     problems: list[str] = []
     handlers = handlers_of(cls)
     correlate: Mapping[type[Message], Correlation] = getattr(cls, "correlate", {})
-    declared: tuple[type[Event], ...] | None = getattr(cls, "timeouts", None)
-    timeouts = tuple(declared or ())
+    declared: Any = getattr(cls, "timeouts", None)
+    if isinstance(declared, type):
+        problems.append(
+            f"timeouts is a class, not a tuple of classes (write timeouts = ({declared.__name__},))"
+        )
+        declared = (declared,)
+    timeouts: tuple[type[Event], ...] = tuple(declared or ())
     problems += [
         f"@when takes {message.__name__!r}, but correlate does not say which process it belongs to "
         f"(add {message.__name__}: <name of a field>)"

@@ -13,7 +13,7 @@ from __future__ import annotations
 import copy
 import inspect
 import logging
-from collections.abc import Awaitable, Iterable, Mapping
+from collections.abc import Awaitable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal, Self, overload
 
@@ -25,6 +25,7 @@ from message_bus.bus.abc import MessageBusABC
 from message_bus.bus.context import Context
 from message_bus.delivery.subscription import Subscription
 from message_bus.errors import AsyncHandlerOnSyncBus, ProjectionNotReady, SettingsError
+from message_bus.eventsourcing.bus_registry import registry_for
 from message_bus.eventsourcing.projections.projection_bookkeeping import obstacle_of
 from message_bus.eventsourcing.projections.projection_progress import (
     lag_of,
@@ -34,10 +35,11 @@ from message_bus.eventsourcing.projections.projection_progress import (
 )
 from message_bus.eventsourcing.projections.projection_state import INLINE, Lag
 from message_bus.eventsourcing.projections.projection_tables import copies_of, problems_of, tables_by_name
-from message_bus.eventsourcing.when import handlers_of, marks_of
+from message_bus.eventsourcing.when import can_take, handlers_of, marks_of
 from message_bus.messages.definition import definition_of
-from message_bus.messages.envelope import stored_envelope
+from message_bus.messages.envelope import Envelope, stored_envelope
 from message_bus.messages.message import Message
+from message_bus.messages.recorded import RecordedEvent
 from message_bus.messages.registry import Registry
 from message_bus.outbox_handlers.base import OutboxHandlerABC
 from message_bus.repositories.targets import DEFAULT_TABLES
@@ -45,9 +47,6 @@ from message_bus.storage.tables import MessageBusTables
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession, async_scoped_session
-
-    from message_bus.messages.envelope import Envelope
-    from message_bus.messages.recorded import RecordedEvent
 
     SyncSession = Session | scoped_session[Any] | Connection
     AnyAsyncSession = AsyncSession | async_scoped_session[Any] | AsyncConnection
@@ -77,8 +76,9 @@ class Projection(OutboxHandlerABC):
     `context.db_session`, never commit, and see their events in the order of the log (G3, G4). `context.envelope` has id and
     position. A type that no method takes is not read.
 
-    `registry`: upcasters of old payloads. `subscription`: other settings; by default 100 messages share a commit, and it
-    starts at the beginning. `inline`: the writers fill it, with `apply`; then it is no subscription.
+    `registry`: upcasters of old payloads (default: those of the bus that it is set on). `subscription`: other settings; by
+    default 100 messages share a commit, and it starts at the beginning. `inline`: the writers fill it, with `apply`; then it
+    is no subscription.
 
     If the tables in the database are of another `version` it waits, with a warning, until it is rebuilt and swapped. One
     object may be shared by threads and relays, if your methods keep nothing in it.
@@ -91,6 +91,7 @@ class Projection(OutboxHandlerABC):
     tables: ClassVar[Any] = ()
     log: ClassVar[Literal["outbox", "events"]] = "events"
     default_mode = "transactional"
+    _makes_envelopes = True
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
@@ -108,9 +109,13 @@ class Projection(OutboxHandlerABC):
             for name, value in vars(cls).items()
             if marks_of(value) and hasattr(Projection, name)
         ]
+        problems += [
+            f"method {function.__name__!r} must take (self, event) or (self, event, context)"
+            for function in dict.fromkeys(handlers_of(cls).values())
+            if not can_take(function, 3 if _takes_context(function) else 2)
+        ]
         if problems:
             raise SettingsError(f"projection {cls.__name__!r}", problems)
-        handlers_of(cls)
 
     def __init__(
         self,
@@ -128,6 +133,8 @@ class Projection(OutboxHandlerABC):
         problems = list(self._problems(given, inline=inline))
         if problems:
             raise SettingsError(f"projection {self.name!r}", problems)
+        self._has_own_registry = registry is not None
+        self._bus: Any = None
         self.registry = Registry() if registry is None else registry
         self.registry.register(*self._handlers)
         settings = Subscription(messages_per_commit=100) if given is None else given
@@ -206,6 +213,18 @@ class Projection(OutboxHandlerABC):
 
     # --- as a subscription -------------------------------------------------------------------------------------------
 
+    def clashes_with(self, others: Sequence[Any]) -> Sequence[str]:
+        """Say which of these projections write a table of this one."""
+        mine = {table.fullname for table in self.live_tables.values()}
+        return [
+            f"projections {other.name!r} and {self.name!r} both write table {table.fullname!r} (give each tables of its own; "
+            f"the next version of one keeps its name: name = {other.name!r})"
+            for other in others
+            if isinstance(other, Projection) and other.name != self.name
+            for table in other.live_tables.values()
+            if table.fullname in mine
+        ]
+
     def attach(self, bus: Any) -> None:
         """Called by the bus or relay that runs it.
 
@@ -218,6 +237,7 @@ class Projection(OutboxHandlerABC):
             )
         if isinstance(bus, MessageBusABC):
             self.refuse_colour_of(None)
+        self._bus = bus
 
     def handle(self, outbox_message: Any, context: Any, *args: Any, **kwargs: Any) -> Any:
         """Let the method that takes this message write. With an AsyncSession the result is to be awaited.
@@ -243,7 +263,14 @@ class Projection(OutboxHandlerABC):
         await result_of_async(self.call(self._decoded(row, context), context))
 
     def _decoded(self, row: Any, context: Context) -> Message:
-        message = self.registry.decode(row.message, row.version, row.payload_json)
+        registry = registry_for(
+            row.message,
+            own=self.registry,
+            is_given=self._has_own_registry,
+            bus=self._bus,
+            types=self._handlers,
+        )
+        message = registry.decode(row.message, row.version, row.payload_json)
         context["envelope"] = stored_envelope(message, row)
         return message
 
@@ -276,7 +303,7 @@ class Projection(OutboxHandlerABC):
         To be awaited with an AsyncSession. The read model is never behind then; in return every writer waits for every other
         one that changes the same row of it, and a handler that fails fails the writer. Commits nothing (G10).
 
-        Raises: SettingsError if it is not inline; ProjectionNotReady; what its methods raise.
+        Raises: SettingsError if it is not inline, or for plain events; ProjectionNotReady; what its methods raise.
         """
         if not self.inline:
             raise SettingsError(
@@ -284,6 +311,7 @@ class Projection(OutboxHandlerABC):
                 ["it is a subscription: the relay fills it (make it with inline=True, or leave this out)"],
             )
         session = this_moment(session)
+        events = _recorded(self.name, events)
         wanted = [each for each in events if type(each.message) in self._handlers]
         if hasattr(session, "run_sync"):
             return self._apply_async(session, wanted, tables)
@@ -347,8 +375,11 @@ class Projection(OutboxHandlerABC):
         not hide what is new; but one that began before (REPEATABLE READ, SQLite) does not show it either: read in a new one.
         What failed and will be tried again is waited for. An inline projection is always up to date.
 
-        Raises: TimeoutError, which says where it stands.
+        Raises: TimeoutError, which says where it stands; SettingsError for a timeout that is no number.
         """
+        if isinstance(timeout, bool) or not isinstance(timeout, int | float):
+            problem = f"timeout is a {type(timeout).__name__}, not a number of seconds (of a timedelta: .total_seconds())"
+            raise SettingsError(f"projection {self.name!r}", [problem])
         session = this_moment(session)
         wait = wait_for_async if hasattr(session, "run_sync") else wait_for
         return wait(session, self, position, timeout, tables)
@@ -393,6 +424,17 @@ def _problems_of_name(name: Any) -> Iterable[str]:
         yield f"name must have 1 to {_LONGEST_NAME} characters"
     elif "@" in name:
         yield f"name {name!r} has an @ in it, which stands before a generation (leave it out)"
+
+
+def _recorded(name: str, events: Any) -> list[Any]:
+    """What was given to `apply`, as a list. Raises: SettingsError if it is not what a store returns."""
+    several = list(events) if isinstance(events, Iterable) else [events]
+    strangers = [each for each in several if not isinstance(each, RecordedEvent | Envelope)]
+    if strangers or not isinstance(events, Iterable):
+        given = type(strangers[0]).__name__ if strangers else f"single {type(events).__name__}"
+        problem = f"apply was given a {given!r} (give it the list that was recorded: apply(session, store.save(...)))"
+        raise SettingsError(f"projection {name!r}", [problem])
+    return several
 
 
 def _takes_context(function: Any) -> bool:

@@ -15,13 +15,14 @@ from sqlalchemy import Row
 from sqlalchemy.orm import Session
 
 from message_bus.errors import RebuildRefused, SettingsError, names_of
+from message_bus.eventsourcing.missing_tables import reading
 from message_bus.eventsourcing.projections import projection_ddl as ddl
 from message_bus.eventsourcing.projections.projection_bookkeeping import obstacle_of
 from message_bus.eventsourcing.projections.projection_state import INLINE, next_generation
 from message_bus.eventsourcing.projections.projection_tables import copies_of, stored_names, table_named
+from message_bus.storage import history_statements, subscription_statements
 from message_bus.storage import projection_statements as statements
 from message_bus.storage import statements as engine_statements
-from message_bus.storage import subscription_statements
 from message_bus.storage.event_tables import BUILDING, LIVE, RETIRED
 from message_bus.storage.tables import ACTIVE, MessageBusTables
 
@@ -150,6 +151,7 @@ def _hand_over(
         session.execute(subscription_statements.remove_deliveries(tables), forgotten)
     moved = {"of_subscription": builder, "new_name": filler}
     session.execute(subscription_statements.rename_deliveries(tables), moved)
+    session.execute(history_statements.rename_history(tables), moved)
     session.execute(statements.take_over(tables), {"of_subscription": filler, "to": to})
     _forget_subscription(session, builder, tables)
 
@@ -207,10 +209,12 @@ def _forget_subscription(session: Session, name: str, tables: MessageBusTables) 
         session.execute(subscription_statements.note_epoch(of_log), {"epoch": at.epoch})
         session.execute(subscription_statements.remove_subscription(tables), {"subscription": name})
     session.execute(subscription_statements.remove_deliveries(tables), {"subscription": name})
+    session.execute(history_statements.remove_history(tables), {"subscription": name})
 
 
 def _generations(session: Session, name: str, tables: MessageBusTables) -> list[Row[Any]]:
-    return list(session.execute(statements.generations(tables, locked=True), {"name": name}))
+    with reading(tables.projection):
+        return list(session.execute(statements.generations(tables, locked=True), {"name": name}))
 
 
 def _live(name: str, rows: Sequence[Row[Any]]) -> Row[Any]:

@@ -12,6 +12,7 @@ from sqlalchemy import Connection, Engine, NullPool, QueuePool
 from sqlalchemy.orm import Session
 
 from message_bus._compat import pause, pause_async
+from message_bus.eventsourcing.missing_tables import reading
 from message_bus.eventsourcing.projections.projection_state import Lag, poll_pauses
 from message_bus.storage import projection_statements as statements
 from message_bus.storage.tables import ACTIVE, MessageBusTables
@@ -29,7 +30,9 @@ def this_moment(session: Any) -> Any:
 def lag_of(session: Any, projection: Projection, tables: MessageBusTables) -> Lag:
     """How many messages it is behind, and since when. In the session's transaction."""
     tables = tables.of_log(projection.log)
-    standing = session.execute(statements.position_of(tables), {"name": projection.filled_by}).one_or_none()
+    mine = {"name": projection.filled_by}
+    with reading(tables.subscription):
+        standing = session.execute(statements.position_of(tables), mine).one_or_none()
     position = 0 if standing is None else int(standing.position)
     if projection.inline:
         return Lag(position=position, messages=0, age=timedelta(0))
@@ -86,10 +89,11 @@ def _on_fresh(
     parameters = {"name": projection.filled_by, "position": position}
     own = isinstance(session, Connection) or isinstance(session.bind, Connection)
     bind = session.engine if isinstance(session, Connection) else session.get_bind(clause=tables.subscription)
-    if own or not isinstance(bind, Engine) or not isinstance(bind.pool, QueuePool | NullPool):
-        return session.execute(look, parameters).one_or_none()
-    with bind.execution_options(sqlite_begin="DEFERRED").connect() as connection:
-        return connection.execute(look, parameters).one_or_none()
+    with reading(tables.subscription):
+        if own or not isinstance(bind, Engine) or not isinstance(bind.pool, QueuePool | NullPool):
+            return session.execute(look, parameters).one_or_none()
+        with bind.execution_options(sqlite_begin="DEFERRED").connect() as connection:
+            return connection.execute(look, parameters).one_or_none()
 
 
 def _has_reached(standing: Any, position: int) -> bool:

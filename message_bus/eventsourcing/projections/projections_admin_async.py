@@ -18,6 +18,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 
 from message_bus._compat import on_sync_connection_async, on_sync_session_async, pause_async
 from message_bus.errors import RebuildRefused, SettingsError
+from message_bus.eventsourcing.missing_tables import reading
 from message_bus.eventsourcing.projections import projection_changes as changes
 from message_bus.eventsourcing.projections import projection_ddl as ddl
 from message_bus.eventsourcing.projections.projection import Projection
@@ -84,7 +85,9 @@ class AsyncProjections:
         Counts the messages behind each checkpoint: on a log with millions of them that takes a moment.
         """
         async with self._sessions() as session:
-            rows = (await session.execute(statements.overview(self.tables))).all()
+            look = statements.overview(self.tables)
+            with reading(self.tables.projection):
+                rows = (await session.execute(look)).all()
         return [
             ProjectionStatus(
                 name=row.name,
@@ -110,6 +113,7 @@ class AsyncProjections:
 
         Raises: RebuildRefused; Unavailable; WiringError for a handler of the other colour; errors of the database.
         """
+        _refuse_name(projection)
         async with self._sessions() as session:
             projection.refuse_colour_of(session)
             generation = await on_sync_session_async(session, changes.begin, projection, self.tables)
@@ -232,10 +236,11 @@ class AsyncProjections:
         )
 
     async def _building(self, projection: Projection) -> int:
+        _refuse_name(projection)
         async with self._sessions() as session:
-            rows = (
-                await session.execute(statements.generations(self.tables), {"name": projection.name})
-            ).all()
+            look = statements.generations(self.tables)
+            with reading(self.tables.projection):
+                rows = (await session.execute(look, {"name": projection.name})).all()
         generation = changes.building_of(projection, rows).generation
         return int(generation)
 
@@ -254,6 +259,21 @@ class AsyncProjections:
             context=self._context,
             lease=self._lease,
         )
+
+
+def _refuse_name(projection: object) -> None:
+    """Raise SettingsError for a name or a class: the object knows what is to be built, and with which upcasters."""
+    if isinstance(projection, Projection):
+        return
+    given = (
+        f"the class {projection.__name__!r}"
+        if isinstance(projection, type)
+        else repr(type(projection).__name__)
+    )
+    remedy = f"{projection.__name__}()" if isinstance(projection, type) else "OrderTotals()"
+    raise SettingsError(
+        "projections", [f"{given} is no projection (give the object that a relay would run: {remedy})"]
+    )
 
 
 def _code_of(error: DBAPIError) -> str | None:

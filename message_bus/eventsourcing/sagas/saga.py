@@ -16,15 +16,16 @@ from typing import Any, Final
 
 from sqlalchemy.engine import Engine
 from sqlalchemy.exc import SQLAlchemyError
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, scoped_session
 
 from message_bus._compat import pause
-from message_bus.errors import SagaChanged, SettingsError, Unavailable
+from message_bus.errors import SagaChanged, SagaNotFound, SettingsError, Unavailable
 from message_bus.eventsourcing.sagas import saga_progress
 from message_bus.eventsourcing.sagas.saga_progress import SagaOutcome
 from message_bus.eventsourcing.sagas.saga_rows import Found, SagaRows, outages
 from message_bus.eventsourcing.sagas.saga_steps import SagaStep, checked
 from message_bus.eventsourcing.sagas.saga_turns import SagaTurns, json_ready
+from message_bus.observability.observer import Observer, SagaRun, guarded, nothing
 from message_bus.repositories.targets import DEFAULT_TABLES
 from message_bus.storage.tables import MessageBusTables
 
@@ -44,15 +45,21 @@ class Saga:
     result of the step. A compensation that fails for good is left undone, and the earlier ones still run.
 
     A saga that was started goes on with a definition whose first steps are those that it has done; else `SagaChanged`.
-    Immutable; safe to share.
+    `observer`: is told of each run. Immutable; safe to share.
 
     Raises: SettingsError, listing every problem, if it is not put together well.
     """
 
     def __init__(
-        self, name: str, steps: Sequence[SagaStep], *, tables: MessageBusTables = DEFAULT_TABLES
+        self,
+        name: str,
+        steps: Sequence[SagaStep],
+        *,
+        tables: MessageBusTables = DEFAULT_TABLES,
+        observer: Observer | None = None,
     ) -> None:
         self.name = name
+        self._observer = guarded(observer)
         self.steps = checked(name, steps)
         self._rows = SagaRows(name, tables)
         self._turns = SagaTurns(name, self.steps, self._rows, tables)
@@ -84,6 +91,11 @@ class Saga:
 
         Nothing happens if it is there already. Raises: SagaChanged if it was started with other arguments; SettingsError.
         """
+        if not isinstance(session, Session | scoped_session):
+            given = type(session).__name__
+            remedy = f"give an open {Session.__name__}, or call run"
+            problem = f"start works in a transaction of yours, not on a {given!r} ({remedy})"
+            raise SettingsError(f"saga {self.name!r}", [problem])
         if not isinstance(saga_id, str) or not saga_id:  # pyright: ignore[reportUnnecessaryIsInstance]
             raise SettingsError(f"saga {self.name!r}", ["its id must be a str that is not empty"])
         given = json_ready(self.name, {} if arguments is None else arguments, "its arguments")
@@ -129,19 +141,21 @@ class Saga:
             after, left = ids[-1], None if left is None else left - len(ids)
         return outcomes
 
-    def compensate_again(self, sessions: Callable[[], Session] | Engine, saga_id: str) -> SagaOutcome | None:
-        """Try the compensations again that were given up, say after their cause was mended; None if there is no such saga.
+    def compensate_again(self, sessions: Callable[[], Session] | Engine, saga_id: str) -> SagaOutcome:
+        """Try the compensations again that were given up, say after their cause was mended.
 
-        Raises: as `run`.
+        Raises: SagaNotFound if none was started with this id; as `run`.
         """
         make = _sessions(sessions)
         with make() as session:
             found = self._rows.read(session, saga_id, lock=True)
             if found is None:
-                return None
+                raise SagaNotFound(self.name, saga_id)
             if found.progress.left_undone:
                 self._turns.record(session, found, saga_progress.once_more(found.progress))
-        return self._drive(make, saga_id, waits=True)
+        outcome = self._drive(make, saga_id, waits=True)
+        assert outcome is not None, "only who does not wait is sent away"
+        return outcome
 
     # --- turns ---
 
@@ -162,14 +176,25 @@ class Saga:
 
     def _drive(self, make: Callable[[], Session], saga_id: str, *, waits: bool) -> SagaOutcome | None:
         """Turn after turn until it has ended; None if somebody else has it in hand and this one does not wait."""
+        run = SagaRun(saga_type=self.name, saga_id=saga_id)
+        if self._observer is None:
+            return self._take_turns(make, run, waits=waits)
+        with self._observer.saga(run) or nothing():
+            return self._take_turns(make, run, waits=waits)
+
+    def _take_turns(self, make: Callable[[], Session], run: SagaRun, *, waits: bool) -> SagaOutcome | None:
+        saga_id, turns = run.saga_id, 0
         while True:
             with outages(self.name, "going on"), make() as session:
                 found = self._rows.read(session, saga_id, lock=True, skip=not waits)
                 if found is None:
                     return None
                 span = self._turns.take(session, found)
+            if span is None and turns:
+                run.status = found.progress.status
             if span is None or (span and not waits):
                 return self._outcome(found)
+            turns += not span
             if span:
                 pause(span.total_seconds())
 

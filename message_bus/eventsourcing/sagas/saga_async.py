@@ -14,15 +14,16 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 from sqlalchemy.exc import SQLAlchemyError
-from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_scoped_session
 
 from message_bus._compat import pause_async
-from message_bus.errors import SagaChanged, SettingsError, Unavailable
+from message_bus.errors import SagaChanged, SagaNotFound, SettingsError, Unavailable
 from message_bus.eventsourcing.sagas import saga_progress
 from message_bus.eventsourcing.sagas.saga_progress import SagaOutcome
 from message_bus.eventsourcing.sagas.saga_rows_async import AsyncFound, AsyncSagaRows, outages_async
 from message_bus.eventsourcing.sagas.saga_steps import SagaStep, checked_async
 from message_bus.eventsourcing.sagas.saga_turns_async import AsyncSagaTurns, json_ready
+from message_bus.observability.observer import Observer, SagaRun, guarded, nothing
 from message_bus.repositories.targets import DEFAULT_TABLES
 from message_bus.storage.tables import MessageBusTables
 
@@ -42,15 +43,21 @@ class AsyncSaga:
     result of the step. A compensation that fails for good is left undone, and the earlier ones still run.
 
     A saga that was started goes on with a definition whose first steps are those that it has done; else `SagaChanged`.
-    Immutable; safe to share.
+    `observer`: is told of each run. Immutable; safe to share.
 
     Raises: SettingsError, listing every problem, if it is not put together well.
     """
 
     def __init__(
-        self, name: str, steps: Sequence[SagaStep], *, tables: MessageBusTables = DEFAULT_TABLES
+        self,
+        name: str,
+        steps: Sequence[SagaStep],
+        *,
+        tables: MessageBusTables = DEFAULT_TABLES,
+        observer: Observer | None = None,
     ) -> None:
         self.name = name
+        self._observer = guarded(observer)
         self.steps = checked_async(name, steps)
         self._rows = AsyncSagaRows(name, tables)
         self._turns = AsyncSagaTurns(name, self.steps, self._rows, tables)
@@ -84,6 +91,11 @@ class AsyncSaga:
 
         Nothing happens if it is there already. Raises: SagaChanged if it was started with other arguments; SettingsError.
         """
+        if not isinstance(session, AsyncSession | async_scoped_session):
+            given = type(session).__name__
+            remedy = f"give an open {AsyncSession.__name__}, or call run"
+            problem = f"start works in a transaction of yours, not on a {given!r} ({remedy})"
+            raise SettingsError(f"saga {self.name!r}", [problem])
         if not isinstance(saga_id, str) or not saga_id:  # pyright: ignore[reportUnnecessaryIsInstance]
             raise SettingsError(f"saga {self.name!r}", ["its id must be a str that is not empty"])
         given = json_ready(self.name, {} if arguments is None else arguments, "its arguments")
@@ -133,19 +145,21 @@ class AsyncSaga:
 
     async def compensate_again(
         self, sessions: Callable[[], AsyncSession] | AsyncEngine, saga_id: str
-    ) -> SagaOutcome | None:
-        """Try the compensations again that were given up, say after their cause was mended; None if there is no such saga.
+    ) -> SagaOutcome:
+        """Try the compensations again that were given up, say after their cause was mended.
 
-        Raises: as `run`.
+        Raises: SagaNotFound if none was started with this id; as `run`.
         """
         make = _async_sessions(sessions)
         async with make() as session:
             found = await self._rows.read(session, saga_id, lock=True)
             if found is None:
-                return None
+                raise SagaNotFound(self.name, saga_id)
             if found.progress.left_undone:
                 await self._turns.record(session, found, saga_progress.once_more(found.progress))
-        return await self._drive(make, saga_id, waits=True)
+        outcome = await self._drive(make, saga_id, waits=True)
+        assert outcome is not None, "only who does not wait is sent away"
+        return outcome
 
     # --- turns ---
 
@@ -168,14 +182,27 @@ class AsyncSaga:
         self, make: Callable[[], AsyncSession], saga_id: str, *, waits: bool
     ) -> SagaOutcome | None:
         """Turn after turn until it has ended; None if somebody else has it in hand and this one does not wait."""
+        run = SagaRun(saga_type=self.name, saga_id=saga_id)
+        if self._observer is None:
+            return await self._take_turns(make, run, waits=waits)
+        with self._observer.saga(run) or nothing():
+            return await self._take_turns(make, run, waits=waits)
+
+    async def _take_turns(
+        self, make: Callable[[], AsyncSession], run: SagaRun, *, waits: bool
+    ) -> SagaOutcome | None:
+        saga_id, turns = run.saga_id, 0
         while True:
             async with outages_async(self.name, "going on"), make() as session:
                 found = await self._rows.read(session, saga_id, lock=True, skip=not waits)
                 if found is None:
                     return None
                 span = await self._turns.take(session, found)
+            if span is None and turns:
+                run.status = found.progress.status
             if span is None or (span and not waits):
                 return self._outcome(found)
+            turns += not span
             if span:
                 await pause_async(span.total_seconds())
 

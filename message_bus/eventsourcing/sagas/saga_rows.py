@@ -14,6 +14,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
 from message_bus.errors import Unavailable
+from message_bus.eventsourcing.missing_tables import reading
 from message_bus.eventsourcing.sagas import saga_progress
 from message_bus.eventsourcing.sagas.saga_progress import Progress
 from message_bus.storage import saga_statements
@@ -50,7 +51,8 @@ class SagaRows:
             "data": saga_progress.stored(Progress(arguments)),
         }
         dialect = session.connection().dialect.name
-        session.execute(saga_statements.begin(dialect, self._tables).values(values))
+        with reading(self._tables.saga):
+            session.execute(saga_statements.begin(dialect, self._tables).values(values))
         found = self.read(session, saga_id)
         assert found is not None, "it is there now"
         return found
@@ -60,7 +62,8 @@ class SagaRows:
         statement = (
             saga_statements.lock(self._tables, skip=skip) if lock else saga_statements.read(self._tables)
         )
-        rows = session.execute(statement, {"saga_name": self._name, "saga_id": saga_id})
+        with reading(self._tables.saga):
+            rows = session.execute(statement, {"saga_name": self._name, "saga_id": saga_id})
         row = rows.one_or_none()
         if row is None:
             return None
@@ -90,10 +93,9 @@ class SagaRows:
 
     def unfinished(self, session: Session, *, after: str, limit: int) -> Sequence[str]:
         """The next ids of sagas that have not ended."""
-        page = session.scalars(
-            saga_statements.unfinished(self._tables),
-            {"saga_name": self._name, "after": after, "limit": limit},
-        )
+        parameters = {"saga_name": self._name, "after": after, "limit": limit}
+        with reading(self._tables.saga):
+            page = session.scalars(saga_statements.unfinished(self._tables), parameters)
         return page.all()
 
 

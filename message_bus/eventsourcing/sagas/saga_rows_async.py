@@ -13,6 +13,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from message_bus.errors import Unavailable
+from message_bus.eventsourcing.missing_tables import reading
 from message_bus.eventsourcing.sagas import saga_progress
 from message_bus.eventsourcing.sagas.saga_progress import Progress
 from message_bus.storage import saga_statements
@@ -49,7 +50,8 @@ class AsyncSagaRows:
             "data": saga_progress.stored(Progress(arguments)),
         }
         dialect = (await session.connection()).dialect.name
-        await session.execute(saga_statements.begin(dialect, self._tables).values(values))
+        with reading(self._tables.saga):
+            await session.execute(saga_statements.begin(dialect, self._tables).values(values))
         found = await self.read(session, saga_id)
         assert found is not None, "it is there now"
         return found
@@ -61,7 +63,8 @@ class AsyncSagaRows:
         statement = (
             saga_statements.lock(self._tables, skip=skip) if lock else saga_statements.read(self._tables)
         )
-        rows = await session.execute(statement, {"saga_name": self._name, "saga_id": saga_id})
+        with reading(self._tables.saga):
+            rows = await session.execute(statement, {"saga_name": self._name, "saga_id": saga_id})
         row = rows.one_or_none()
         if row is None:
             return None
@@ -91,10 +94,9 @@ class AsyncSagaRows:
 
     async def unfinished(self, session: AsyncSession, *, after: str, limit: int) -> Sequence[str]:
         """The next ids of sagas that have not ended."""
-        page = await session.scalars(
-            saga_statements.unfinished(self._tables),
-            {"saga_name": self._name, "after": after, "limit": limit},
-        )
+        parameters = {"saga_name": self._name, "after": after, "limit": limit}
+        with reading(self._tables.saga):
+            page = await session.scalars(saga_statements.unfinished(self._tables), parameters)
         return page.all()
 
 

@@ -9,12 +9,22 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 from message_bus.delivery.retry import ExponentialBackoff, NoRetry, RetryPolicy
 from message_bus.errors import SettingsError, names_of
+from message_bus.eventsourcing.when import can_take
 
 Action = Callable[["SagaContext"], Any]
+
+
+class _Unsaid(int):
+    """A number that is a default, told from the same one that is given."""
+
+
+_ATTEMPTS: Final = _Unsaid(5)
+_BACKOFF: Final[RetryPolicy] = ExponentialBackoff(initial_delay=0.1, max_delay=10.0)
+_UNSAID: Final[RetryPolicy] = NoRetry()  # told from one that is given by its identity
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,7 +64,8 @@ class SagaStep:
     written through `context.session` and happen exactly once (G5); False is for effects outside of the database, which
     happen at least once, with `context.idempotency_key`.
 
-    `retry`, `max_attempts`: how often a failing action is tried before the saga is undone; by default once.
+    `retry`, `max_attempts`: how often a failing action is tried before the saga is undone; by default once. One of them is
+    enough: `max_attempts` alone waits 0.1 seconds first, then longer, up to 10; `retry` alone tries 5 times.
     `compensation_retry`, `max_compensation_attempts`: the same for the compensation, before it is left undone.
     """
 
@@ -62,32 +73,44 @@ class SagaStep:
     compensation: Action | None = None
     name: str = field(default="", kw_only=True)
     transactional: bool = field(default=True, kw_only=True)
-    retry: RetryPolicy = field(default=NoRetry(), kw_only=True)
-    max_attempts: int = field(default=5, kw_only=True)
-    compensation_retry: RetryPolicy = field(
-        default=ExponentialBackoff(initial_delay=0.1, max_delay=10.0),
-        kw_only=True,
-    )
+    retry: RetryPolicy = field(default=_UNSAID, kw_only=True)
+    max_attempts: int = field(default=_ATTEMPTS, kw_only=True)
+    compensation_retry: RetryPolicy = field(default=_BACKOFF, kw_only=True)
     max_compensation_attempts: int = field(default=5, kw_only=True)
 
     def __post_init__(self) -> None:
         if not self.name:
             object.__setattr__(self, "name", getattr(self.action, "__name__", ""))
+        if self.retry is _UNSAID:
+            is_once = isinstance(self.max_attempts, _Unsaid) or self.max_attempts == 1
+            object.__setattr__(self, "retry", NoRetry() if is_once else _BACKOFF)
+        if isinstance(self.max_attempts, _Unsaid):
+            object.__setattr__(self, "max_attempts", int(self.max_attempts))
 
 
 def checked_async(name: str, steps: Sequence[SagaStep]) -> tuple[SagaStep, ...]:
     """The steps of an AsyncSaga, whose actions may be async or not. Raises: SettingsError with every problem."""
+    _refuse_one(f"AsyncSaga {name!r}", steps)
     return _checked(f"AsyncSaga {name!r}", name, steps, [])
 
 
 def checked(name: str, steps: Sequence[SagaStep]) -> tuple[SagaStep, ...]:
     """The steps of a Saga, none of which is async. Raises: SettingsError with every problem."""
+    _refuse_one(f"Saga {name!r}", steps)
     problems = [
         f"step {step.name!r} is async (use AsyncSaga)"
         for step in steps
         if isinstance(step, SagaStep) and any(map(_is_async, (step.action, step.compensation)))  # pyright: ignore[reportUnnecessaryIsInstance]
     ]
     return _checked(f"Saga {name!r}", name, steps, problems)
+
+
+def _refuse_one(subject: str, steps: object) -> None:
+    if not isinstance(steps, Sequence) or isinstance(steps, str):
+        given = type(steps).__name__
+        raise SettingsError(
+            subject, [f"its steps are a {given!r}, not a list (write [SagaStep(action, compensation)])"]
+        )
 
 
 def _checked(subject: str, name: str, steps: Sequence[SagaStep], problems: list[str]) -> tuple[SagaStep, ...]:
@@ -116,6 +139,8 @@ def _problems_of(step: SagaStep) -> list[str]:
     for what, call in (("action", step.action), ("compensation", step.compensation)):
         if call is not None and not callable(call):
             problems.append(f"{label}: its {what} cannot be called (give a function of the context)")
+        elif call is not None and not can_take(call, 1):
+            problems.append(f"{label}: its {what} must take (context), one SagaContext")
     for what, policy in (("retry", step.retry), ("compensation_retry", step.compensation_retry)):
         if isinstance(policy, type) or not callable(getattr(policy, "delay", None)):
             problems.append(f"{label}: {what} must be a RetryPolicy (an instance, such as FixedDelay(1.0))")

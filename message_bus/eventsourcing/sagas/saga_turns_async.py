@@ -21,7 +21,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from message_bus._compat import on_sync_session_async, plain_session_async, result_of_async
 from message_bus.delivery.ownership import lent, write_everything
 from message_bus.delivery.verdicts import error_text
-from message_bus.errors import SagaChanged, Unavailable, WiringError
+from message_bus.errors import RetryLater, SagaChanged, Unavailable, WiringError
 from message_bus.eventsourcing.sagas import saga_progress
 from message_bus.eventsourcing.sagas.saga_progress import (
     Act,
@@ -138,15 +138,18 @@ class AsyncSagaTurns:
     ) -> None:
         step = following.step
         undoing = isinstance(following, Undo)
-        logger.warning(
-            "saga %r, id %r: %s of step %r failed at attempt %d: %s",
+        is_asked_for = isinstance(error, RetryLater)
+        logger.log(
+            logging.INFO if is_asked_for else logging.WARNING,
+            "saga %r, id %r: %s of step %r %s at attempt %d: %s",
             self._name,
             found.id,
             "the compensation" if undoing else "the action",
             step.name,
+            "asks for a later attempt" if is_asked_for else "failed",
             found.progress.failures + 1,
             type(error).__name__,
-            exc_info=error,
+            exc_info=None if is_asked_for else error,
             extra={"saga": self._name, "saga_id": found.id, "step": step.name},
         )
         now = await self._rows.now(session)

@@ -15,13 +15,13 @@ import msgspec
 from message_bus.errors import InvalidMessage, NotAMessage, SettingsError
 from message_bus.eventsourcing.stores.store import Savable, Snapshot
 from message_bus.messages.definition import definition_of
-from message_bus.messages.envelope import CAUSATION_ID, CORRELATION_ID, Envelope, child_headers
+from message_bus.messages.envelope import CAUSATION_ID, CORRELATION_ID, TRACE_HEADERS, Envelope
 from message_bus.messages.ids import uuid7
+from message_bus.messages.keys import LONGEST_KEY, is_too_long
 from message_bus.messages.message import Event
 from message_bus.messages.recorded import RecordedEvent
 
 TRACEPARENT: Final = "traceparent"
-_HANDED_ON: Final = (TRACEPARENT, "tracestate")
 _TRACEPARENT: Final = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}")
 
 
@@ -55,6 +55,8 @@ def check_stream(aggregate_id: str) -> None:
         problem = "is empty"
     elif not _is_storable(aggregate_id):
         problem = "contains a NUL character or a lone surrogate, which cannot be stored"
+    elif is_too_long(aggregate_id):
+        problem = f"has more than {LONGEST_KEY} bytes (use an id or a hash)"
     if problem is not None:
         raise SettingsError("aggregate_id", [problem])
 
@@ -65,14 +67,18 @@ def check_number(name: str, value: int | None, least: int = 0) -> None:
         raise SettingsError(name, [f"is not a number from {least}"])
 
 
-def encode_events(events: Sequence[Savable], *, parent: Envelope | None, correlation_id: str | None) -> Batch:
+def encode_events(
+    events: Sequence[Savable], *, inherited: Mapping[str, str], correlation_id: str | None
+) -> Batch:
     """Check and encode events. What is saved together without a message in hand is one story: one correlation id.
+
+    `inherited`: headers that events get which have none of these of their own. One with a trace of its own gets no part
+    of another.
 
     Raises: NotAMessage; InvalidMessage naming the field that does not fit (never its value).
     """
     if isinstance(events, Event | Envelope | RecordedEvent):
         raise NotAMessage(events, "is one event (give a list of events)")
-    inherited = _inherited(parent)
     messages: list[Event] = []
     records: list[EncodedEvent] = []
     has_given_ids = False
@@ -92,8 +98,9 @@ def encode_events(events: Sequence[Savable], *, parent: Envelope | None, correla
             headers, meta = shared, None
         else:
             event_id, has_given_ids = each.id, True
+            others = _untraced(inherited) if TRACEPARENT in each.headers else inherited
             headers = _headers(
-                {CORRELATION_ID: correlation_id or str(event_id), **inherited, **each.headers},
+                {CORRELATION_ID: correlation_id or str(event_id), **others, **each.headers},
                 definition.name,
             )
             meta = _json(each.meta, "meta", definition.name) if each.meta else None
@@ -124,10 +131,26 @@ def encode_state(snapshot: Snapshot) -> str:
         ) from None
 
 
+def refuse_beyond(snapshot: Snapshot, version: int) -> None:
+    """Raise SettingsError for a snapshot after more events than its stream has, or of none: it could not be loaded right."""
+    if not version or snapshot.version > version:
+        raise SettingsError(
+            f"snapshot of {snapshot.aggregate_type!r}",
+            [
+                (
+                    f"version {snapshot.version} is beyond its stream, which has {version} events (save the events first, and "
+                    "give the number of those that have made the state)"
+                )
+            ],
+        )
+
+
 def names_of_types(types: Collection[type[Event]] | None) -> tuple[str, ...] | None:
     """The names under which events of these types may be stored."""
     if types is None:
         return None
+    if isinstance(types, type):
+        raise SettingsError("types", [f"is a class, not a list of classes (write types=[{types.__name__}])"])
     definitions = [definition_of(each) for each in types]
     return tuple(dict.fromkeys(name for each in definitions for name in (each.name, *each.renamed_from)))
 
@@ -138,11 +161,8 @@ class _Headers(NamedTuple):
     trace_id: str | None
 
 
-def _inherited(parent: Envelope | None) -> dict[str, str]:
-    if parent is None:
-        return {}
-    traced = {name: parent.headers[name] for name in _HANDED_ON if name in parent.headers}
-    return {**traced, **child_headers(parent)}
+def _untraced(headers: Mapping[str, str]) -> dict[str, str]:
+    return {name: value for name, value in headers.items() if name not in TRACE_HEADERS}
 
 
 def _headers(headers: Mapping[str, str], name: str) -> _Headers:

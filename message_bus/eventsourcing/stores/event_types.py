@@ -77,7 +77,7 @@ class EventTypes:
         if version == definition.version:
             return definition.decode
         if version > definition.version:
-            raise UnknownEventType(f"{name} version {version}")
+            raise UnknownEventType(name, version=version, known=definition.version)
         return lambda payload: _decode(registry, name, version, payload)
 
     def _class_of(self, name: str) -> type[Event]:

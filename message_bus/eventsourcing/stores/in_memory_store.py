@@ -23,6 +23,7 @@ from message_bus.eventsourcing.stores.encoding import (
     encode_events,
     encode_state,
     names_of_types,
+    refuse_beyond,
     repeated_id,
 )
 from message_bus.eventsourcing.stores.event_types import EventTypes
@@ -30,6 +31,7 @@ from message_bus.eventsourcing.stores.store import Savable, Snapshot
 from message_bus.messages.message import Event
 from message_bus.messages.recorded import RecordedEvent, StoredRow, mark_stored
 from message_bus.messages.registry import Registry
+from message_bus.observability.trace_context import inherited_headers
 
 
 class _Stored(NamedTuple):
@@ -58,7 +60,7 @@ class _Log:
     ) -> list[RecordedEvent]:
         check_stream(aggregate_id)
         check_number("expected_version", expected_version)
-        batch = encode_events(events, parent=in_hand(), correlation_id=correlation_id())
+        batch = encode_events(events, inherited=inherited_headers(in_hand()), correlation_id=correlation_id())
         self._types.notice(batch.messages)
         with self._lock:
             stream = self._streams.get(aggregate_id, [])
@@ -119,6 +121,7 @@ class _Log:
     def save_snapshot(self, snapshot: Snapshot) -> None:
         state = encode_state(snapshot)
         with self._lock:
+            refuse_beyond(snapshot, len(self._streams.get(snapshot.aggregate_id, ())))
             kept = self._snapshots.get(snapshot.aggregate_id)
             if kept is None or kept.snapshot.version <= snapshot.version:
                 self._snapshots[snapshot.aggregate_id] = _Kept(snapshot, state)

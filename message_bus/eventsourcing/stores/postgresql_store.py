@@ -23,6 +23,7 @@ from message_bus.eventsourcing.stores.store import Savable, Snapshot
 from message_bus.messages.message import Event
 from message_bus.messages.recorded import RecordedEvent
 from message_bus.messages.registry import Registry
+from message_bus.observability.observer import Observer, guarded, nothing
 from message_bus.repositories.targets import DEFAULT_TABLES
 from message_bus.storage.logs import EVENT_LOG
 from message_bus.storage.migrations import upgrade
@@ -41,8 +42,9 @@ class PostgreSQLEventStore:
             await store.save("order-7", [OrderPlaced(7)], 0)
 
     `connection_string`: without a driver psycopg 3. `pool_min_size` connections are kept, up to `pool_max_size` are
-    opened, whoever finds none free waits `pool_timeout` seconds. `tables`, `registry`: see `AsyncSQLAlchemyEventStore`.
-    Each call is one transaction, committed when it returns. Safe to share between the tasks of one event loop.
+    opened, whoever finds none free waits `pool_timeout` seconds. `tables`, `registry`, `observer`: see
+    `AsyncSQLAlchemyEventStore`. Each call is one transaction, committed when it returns. Safe to share between the tasks
+    of one event loop.
 
     Raises: SettingsError with everything that does not fit.
     """
@@ -53,6 +55,7 @@ class PostgreSQLEventStore:
     pool_timeout: float = 30.0
     tables: MessageBusTables = field(default=DEFAULT_TABLES, kw_only=True)
     registry: Registry | None = field(default=None, kw_only=True)
+    observer: Observer | None = field(default=None, kw_only=True, repr=False, compare=False)
     _engine: AsyncEngine | None = field(default=None, init=False, repr=False, compare=False)
     _watermark: AsyncWatermark = field(init=False, repr=False, compare=False)
 
@@ -116,12 +119,12 @@ class PostgreSQLEventStore:
         self, aggregate_id: str, events: Sequence[Savable], expected_version: int | None = None
     ) -> list[RecordedEvent]:
         """Append events to a stream and commit; all or none. Errors as `AsyncSQLAlchemyEventStore.save` has them."""
-        async with self._store() as store:
+        async with self._store("save") as store:
             return await store.save(aggregate_id, events, expected_version)
 
     async def load(self, aggregate_id: str, from_version: int = 0) -> list[Event]:
         """Return the events of a stream after `from_version`, in order."""
-        async with self._store() as store:
+        async with self._store("load") as store:
             return await store.load(aggregate_id, from_version)
 
     async def read_all(
@@ -132,27 +135,27 @@ class PostgreSQLEventStore:
         types: Collection[type[Event]] | None = None,
     ) -> list[RecordedEvent]:
         """Return the next settled events of all streams after a position."""
-        async with self._store() as store:
+        async with self._store("read_all") as store:
             return await store.read_all(after_position, limit=limit, types=types)
 
     async def current_version(self, aggregate_id: str) -> int:
         """Return the number of events in a stream."""
-        async with self._store() as store:
+        async with self._store(None) as store:
             return await store.current_version(aggregate_id)
 
     async def load_by_trace(self, trace_id: str) -> list[Event]:
         """Return the events of all streams with this correlation id or W3C trace id."""
-        async with self._store() as store:
+        async with self._store("load_by_trace") as store:
             return await store.load_by_trace(trace_id)
 
     async def save_snapshot(self, snapshot: Snapshot) -> None:
         """Keep a snapshot, unless a newer one is kept, and commit."""
-        async with self._store() as store:
+        async with self._store("save_snapshot") as store:
             await store.save_snapshot(snapshot)
 
     async def load_snapshot(self, aggregate_id: str) -> Snapshot | None:
         """Return the newest snapshot of an aggregate."""
-        async with self._store() as store:
+        async with self._store("load_snapshot") as store:
             return await store.load_snapshot(aggregate_id)
 
     async def save_snapshot_async(self, snapshot: Snapshot) -> None:
@@ -190,8 +193,12 @@ class PostgreSQLEventStore:
         return self._engine
 
     @asynccontextmanager
-    async def _store(self) -> AsyncIterator[AsyncSQLAlchemyEventStore]:
-        async with self._opened().begin() as connection:
-            yield AsyncSQLAlchemyEventStore(
-                connection, tables=self.tables, registry=self.registry, watermark=self._watermark
-            )
+    async def _store(self, operation: str | None) -> AsyncIterator[AsyncSQLAlchemyEventStore]:
+        """A store on a transaction of its own; an `operation` is told with its commit."""
+        observer = guarded(self.observer)
+        told = None if observer is None or operation is None else observer.storing(operation)
+        with told or nothing():
+            async with self._opened().begin() as connection:
+                yield AsyncSQLAlchemyEventStore(
+                    connection, tables=self.tables, registry=self.registry, watermark=self._watermark
+                )

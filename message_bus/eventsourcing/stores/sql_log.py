@@ -15,13 +15,14 @@ import sqlalchemy as sa
 from sqlalchemy import exc
 
 from message_bus.bus.context import correlation_id, in_hand
-from message_bus.errors import ConcurrencyError, DuplicateEvent
+from message_bus.errors import ConcurrencyError, DuplicateEvent, WiringError
 from message_bus.eventsourcing.stores.encoding import (
     Batch,
     check_number,
     check_stream,
     encode_events,
     encode_state,
+    refuse_beyond,
     repeated_id,
 )
 from message_bus.eventsourcing.stores.event_types import EventTypes
@@ -42,9 +43,11 @@ from message_bus.messages.recorded import (
     envelope_of,
     instant,
 )
+from message_bus.observability.trace_context import inherited_headers
 from message_bus.storage import event_statements
 from message_bus.storage.driver import Rendered
 from message_bus.storage.insert_dialects import database_of
+from message_bus.storage.logs import EVENT_LOG
 from message_bus.storage.tables import MessageBusTables
 
 COLOURS: Final = "give sync ones to SQLAlchemyEventStore, async ones to AsyncSQLAlchemyEventStore"
@@ -60,6 +63,22 @@ _new_row: Final = tuple.__new__
 _set: Final = object.__setattr__
 
 
+def refuse_other_log(watermark: Any, tables: MessageBusTables, kind: type[Any]) -> None:
+    """Raise WiringError unless this is a watermark of these tables' event log: no other knows who writes into it."""
+    remedy = f'give {kind.__name__}(tables.of_log("{EVENT_LOG}")), of the tables that the store has'
+    if not isinstance(watermark, kind):
+        raise WiringError(f"watermark is a {type(watermark).__name__!r}, not a {kind.__name__} ({remedy})")
+    if watermark.log != EVENT_LOG:
+        raise WiringError(
+            f"the watermark is of the log {watermark.log!r}, so events of writers that are still open would be missed ({remedy})"
+        )
+    if watermark.table.fullname != tables.event.fullname:
+        raise WiringError(
+            f"the watermark is of the table {watermark.table.fullname!r}, but the events are in {tables.event.fullname!r}, so "
+            f"events of writers that are still open would be missed ({remedy})"
+        )
+
+
 class SQLLog:
     """The event log of one set of tables. Bound to no connection; safe to share between threads."""
 
@@ -73,7 +92,7 @@ class SQLLog:
         """Do what `EventStore.save` says, in the connection's transaction."""
         check_stream(aggregate_id)
         check_number("expected_version", expected)
-        batch = encode_events(events, parent=in_hand(), correlation_id=correlation_id())
+        batch = encode_events(events, inherited=inherited_headers(in_hand()), correlation_id=correlation_id())
         self._types.notice(batch.messages)
         if (repeated := repeated_id(batch.records) if batch.has_given_ids else None) is not None:
             raise DuplicateEvent(aggregate_id, repeated)
@@ -126,7 +145,7 @@ class SQLLog:
         """Keep a snapshot, unless a newer one is kept."""
         state = encode_state(snapshot)
         refuse_autocommit(connection)
-        connection.execute(
+        kept = connection.execute(
             self._of(connection).keep_snapshot,
             {
                 "of_stream": snapshot.aggregate_id,
@@ -137,6 +156,8 @@ class SQLLog:
                 "taken_at": snapshot.timestamp,
             },
         )
+        if kept.first() is None:  # a newer one is kept, or there is nothing that it could be a snapshot of
+            refuse_beyond(snapshot, self.version(connection, snapshot.aggregate_id))
 
     def load_snapshot(self, connection: sa.Connection, aggregate_id: str) -> Snapshot | None:
         """The snapshot that is kept."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Collection, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 from sqlalchemy.engine import Connection
@@ -19,11 +20,12 @@ from message_bus._compat import on_sync_connection, pause, plain_session
 from message_bus.errors import WiringError
 from message_bus.eventsourcing.stores.encoding import check_number, names_of_types
 from message_bus.eventsourcing.stores.event_types import EventTypes
-from message_bus.eventsourcing.stores.sql_log import COLOURS, SQLLog
+from message_bus.eventsourcing.stores.sql_log import COLOURS, SQLLog, refuse_other_log
 from message_bus.eventsourcing.stores.store import Savable, Snapshot
 from message_bus.messages.message import Event
 from message_bus.messages.recorded import RecordedEvent
 from message_bus.messages.registry import Registry
+from message_bus.observability.observer import Observer, guarded, nothing
 from message_bus.repositories import bells
 from message_bus.repositories.targets import DEFAULT_TABLES
 from message_bus.storage.logs import EVENT_LOG
@@ -37,11 +39,12 @@ class SQLAlchemyEventStore:
 
     `tables`: which set of tables; the default is the one that `message-bus db upgrade` makes. `registry`: what stored
     events are read with: their classes, and upcasters; None: every `Event` class that is defined by then. `watermark`:
-    what `read_all` knows of open writers; give stores that are made again and again the same one.
+    what `read_all` knows of open writers; give stores that are made again and again the same one. `observer`: is told of
+    each operation.
 
     It never commits, rolls back or flushes (G10). What is pending in the session is written when the session says so.
 
-    Raises: WiringError for a session of the other colour, or anything else.
+    Raises: WiringError for a session of the other colour, or anything else; for a watermark of another log or other tables.
     """
 
     def __init__(
@@ -51,6 +54,7 @@ class SQLAlchemyEventStore:
         tables: MessageBusTables = DEFAULT_TABLES,
         registry: Registry | None = None,
         watermark: Watermark | None = None,
+        observer: Observer | None = None,
     ) -> None:
         if not isinstance(session_or_connection, Session | scoped_session | Connection):
             raise WiringError(
@@ -59,7 +63,10 @@ class SQLAlchemyEventStore:
             )
         self._given = session_or_connection
         self._log = SQLLog(tables, EventTypes(registry))
+        if watermark is not None:
+            refuse_other_log(watermark, tables, Watermark)
         self._watermark = watermark
+        self._observer = guarded(observer)
         self._looked: tuple[Any, int] = (None, 0)  # in which transaction, and what was settled then
 
     @property
@@ -86,8 +93,11 @@ class SQLAlchemyEventStore:
         SettingsError for what cannot be stored; UnsupportedDatabase on an AUTOCOMMIT connection; SchemaError if the
         tables are missing.
         """
-        connection = self._connection()
-        recorded = on_sync_connection(connection, self._log.append, aggregate_id, events, expected_version)
+        with self._storing("save"):
+            connection = self._connection()
+            recorded = on_sync_connection(
+                connection, self._log.append, aggregate_id, events, expected_version
+            )
         if isinstance(target := self.session, Session):
             bells.ring_after_commits(plain_session(target))
         return recorded
@@ -100,7 +110,8 @@ class SQLAlchemyEventStore:
 
         Raises: UnknownEventType; MessageDecodeError; SettingsError if the name of a type is ambiguous.
         """
-        return on_sync_connection(self._connection(), self._log.load, aggregate_id, from_version)
+        with self._storing("load"):
+            return on_sync_connection(self._connection(), self._log.load, aggregate_id, from_version)
 
     def read_all(
         self,
@@ -120,11 +131,12 @@ class SQLAlchemyEventStore:
         check_number("after_position", after_position)
         check_number("limit", limit, 1)
         names = names_of_types(types)
-        connection = self._connection()
-        settled = self._settled(connection, after_position, limit)
-        if settled <= after_position:
-            return []
-        return on_sync_connection(connection, self._log.read, after_position, settled, limit, names)
+        with self._storing("read_all"):
+            connection = self._connection()
+            settled = self._settled(connection, after_position, limit)
+            if settled <= after_position:
+                return []
+            return on_sync_connection(connection, self._log.read, after_position, settled, limit, names)
 
     def current_version(self, aggregate_id: str) -> int:
         """Return the number of events in a stream; 0 if there is no such stream."""
@@ -132,18 +144,24 @@ class SQLAlchemyEventStore:
 
     def load_by_trace(self, trace_id: str) -> list[Event]:
         """Return the events of all streams with this correlation id or W3C trace id, in position order."""
-        return on_sync_connection(self._connection(), self._log.load_by_trace, trace_id)
+        with self._storing("load_by_trace"):
+            return on_sync_connection(self._connection(), self._log.load_by_trace, trace_id)
 
     def save_snapshot(self, snapshot: Snapshot) -> None:
         """Keep a snapshot in place of an earlier one, in the caller's transaction; an older one is dropped.
 
-        Raises: SettingsError if its state cannot be stored as JSON.
+        Raises: SettingsError if its state cannot be stored as JSON, or its stream has fewer events.
         """
-        on_sync_connection(self._connection(), self._log.save_snapshot, snapshot)
+        with self._storing("save_snapshot"):
+            on_sync_connection(self._connection(), self._log.save_snapshot, snapshot)
 
     def load_snapshot(self, aggregate_id: str) -> Snapshot | None:
         """Return the newest snapshot of an aggregate; None if there is none."""
-        return on_sync_connection(self._connection(), self._log.load_snapshot, aggregate_id)
+        with self._storing("load_snapshot"):
+            return on_sync_connection(self._connection(), self._log.load_snapshot, aggregate_id)
+
+    def _storing(self, operation: str) -> AbstractContextManager[Any]:
+        return nothing() if self._observer is None else self._observer.storing(operation) or nothing()
 
     def _connection(self) -> Connection:
         target = self.session

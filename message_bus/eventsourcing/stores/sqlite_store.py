@@ -22,6 +22,7 @@ from message_bus.eventsourcing.stores.store import Savable, Snapshot
 from message_bus.messages.message import Event
 from message_bus.messages.recorded import RecordedEvent
 from message_bus.messages.registry import Registry
+from message_bus.observability.observer import Observer, guarded, nothing
 from message_bus.repositories.targets import DEFAULT_TABLES
 from message_bus.storage.logs import EVENT_LOG
 from message_bus.storage.migrations import upgrade
@@ -37,7 +38,7 @@ class SQLiteEventStore:
         with SQLiteEventStore("shop.db") as store:
             store.save("order-7", [OrderPlaced(7)], 0)
 
-    `path_or_url`: a path, or `sqlite:///shop.db`. `tables`, `registry`: see `SQLAlchemyEventStore`. Each call is one
+    `path_or_url`: a path, or `sqlite:///shop.db`. `tables`, `registry`, `observer`: see `SQLAlchemyEventStore`. Each call is one
     transaction, committed when it returns. Safe to share between threads; several processes may open one file.
 
     Raises: SettingsError if it is the URL of another database.
@@ -49,11 +50,13 @@ class SQLiteEventStore:
         *,
         tables: MessageBusTables = DEFAULT_TABLES,
         registry: Registry | None = None,
+        observer: Observer | None = None,
     ) -> None:
         self.tables = tables
         self.registry = registry
         self._url = _sqlite_url(path_or_url)
         self._engine: sa.Engine | None = None
+        self._observer = guarded(observer)
         self._watermark = Watermark(tables.of_log(EVENT_LOG))
 
     def __repr__(self) -> str:
@@ -109,12 +112,12 @@ class SQLiteEventStore:
         self, aggregate_id: str, events: Sequence[Savable], expected_version: int | None = None
     ) -> list[RecordedEvent]:
         """Append events to a stream and commit; all or none. Errors as `SQLAlchemyEventStore.save` has them."""
-        with self._store() as store:
+        with self._store("save") as store:
             return store.save(aggregate_id, events, expected_version)
 
     def load(self, aggregate_id: str, from_version: int = 0) -> list[Event]:
         """Return the events of a stream after `from_version`, in order."""
-        with self._store(reads_only=True) as store:
+        with self._store("load", reads_only=True) as store:
             return store.load(aggregate_id, from_version)
 
     def read_all(
@@ -125,27 +128,27 @@ class SQLiteEventStore:
         types: Collection[type[Event]] | None = None,
     ) -> list[RecordedEvent]:
         """Return the next settled events of all streams after a position."""
-        with self._store(reads_only=True) as store:
+        with self._store("read_all", reads_only=True) as store:
             return store.read_all(after_position, limit=limit, types=types)
 
     def current_version(self, aggregate_id: str) -> int:
         """Return the number of events in a stream."""
-        with self._store(reads_only=True) as store:
+        with self._store(None, reads_only=True) as store:
             return store.current_version(aggregate_id)
 
     def load_by_trace(self, trace_id: str) -> list[Event]:
         """Return the events of all streams with this correlation id or W3C trace id."""
-        with self._store(reads_only=True) as store:
+        with self._store("load_by_trace", reads_only=True) as store:
             return store.load_by_trace(trace_id)
 
     def save_snapshot(self, snapshot: Snapshot) -> None:
         """Keep a snapshot, unless a newer one is kept, and commit."""
-        with self._store() as store:
+        with self._store("save_snapshot") as store:
             store.save_snapshot(snapshot)
 
     def load_snapshot(self, aggregate_id: str) -> Snapshot | None:
         """Return the newest snapshot of an aggregate."""
-        with self._store(reads_only=True) as store:
+        with self._store("load_snapshot", reads_only=True) as store:
             return store.load_snapshot(aggregate_id)
 
     def delete_stream(self, aggregate_id: str, *, by: str) -> int:
@@ -159,11 +162,14 @@ class SQLiteEventStore:
         return self._engine
 
     @contextmanager
-    def _store(self, *, reads_only: bool = False) -> Iterator[SQLAlchemyEventStore]:
+    def _store(self, operation: str | None, *, reads_only: bool = False) -> Iterator[SQLAlchemyEventStore]:
+        """A store on a transaction of its own; an `operation` is told with its commit."""
         engine = self._opened()
         if reads_only:  # beside a writer, not in turn with it
             engine = engine.execution_options(sqlite_begin="DEFERRED")
-        with engine.begin() as connection:
+        observer = self._observer
+        told = None if observer is None or operation is None else observer.storing(operation)
+        with told or nothing(), engine.begin() as connection:
             yield SQLAlchemyEventStore(
                 connection, tables=self.tables, registry=self.registry, watermark=self._watermark
             )

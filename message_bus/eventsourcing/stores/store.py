@@ -110,7 +110,7 @@ class EventStore(Protocol):
     def save_snapshot(self, snapshot: Snapshot) -> None:
         """Keep a snapshot in place of an earlier one; one of a lower version than the one that is kept is dropped.
 
-        Raises: SettingsError if its state cannot be stored as JSON.
+        Raises: SettingsError if its state cannot be stored as JSON, or its stream has fewer events.
         """
         ...
 
