@@ -250,13 +250,13 @@ class AsyncMessageBus(WiredBus[AsyncMiddleware], AsyncMessageBusABC):
         only: Collection[str] | None = None,
         lease: timedelta = LEASE,
     ) -> OutboxReport:
-        """Deliver what is in the outbox until nothing is left, or `limit` messages; return what was done.
+        """Deliver what is in the outbox until nothing is left, or `limit` messages of each subscription; return what was done.
 
         It commits the session behind `outbox_repo` (also an AsyncSession or AsyncConnection), and refuses one with
         unflushed work. Handlers' failures do not raise: they are retried by later calls and end as dead letters
         (G2, G3, G5, G7). Two calls at once do not hurt: each claims subscriptions, and reports those taken elsewhere as
-        busy. `only`: names of subscriptions. `lease`: how long this process may be silent (killed, frozen) before another
-        one takes its place.
+        busy. With a `limit` the partition that stands furthest behind comes first. `only`: names of subscriptions. `lease`:
+        how long this process may be silent (killed, frozen) before another one takes its place.
 
         Raises: UnflushedWork; SettingsError for a name in `only` that does not exist.
         """

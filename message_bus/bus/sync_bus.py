@@ -171,13 +171,13 @@ class MessageBus(WiredBus[Middleware], MessageBusABC):
         only: Collection[str] | None = None,
         lease: timedelta = LEASE,
     ) -> OutboxReport:
-        """Deliver what is in the outbox until nothing is left, or `limit` messages; return what was done.
+        """Deliver what is in the outbox until nothing is left, or `limit` messages of each subscription; return what was done.
 
         It commits the session behind `outbox_repo` (also a Session or Connection), and refuses one with unflushed work.
         Handlers' failures do not raise: they are retried by later calls and end as dead letters (G2, G3, G5, G7).
         Two calls at once do not hurt: each claims subscriptions, and reports those taken elsewhere as busy. `lease`: how long
         this process may be silent (killed, frozen) before another one takes its place.
-        `only`: names of subscriptions.
+        With a `limit` the partition that stands furthest behind comes first. `only`: names of subscriptions.
 
         Raises: UnflushedWork; SettingsError for a name in `only` that does not exist.
         """

@@ -55,7 +55,9 @@ _app_option = click.option(
     help="A Relay, a bus, a projection, or a list of projections; or a callable that returns one of these.",
 )  # fmt: skip
 _force_option = click.option(
-    "--force", is_flag=True, help="Also with failures in the rebuild, or differences to the live tables."
+    "--force",
+    is_flag=True,
+    help="Also with failures in the rebuild, differences to the live tables, or far behind them.",
 )
 
 

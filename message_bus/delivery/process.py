@@ -191,10 +191,12 @@ class _Step:
         session = self._session
         idle: set[str] = set()
         waiting: set[str] = set()
+        places: dict[str, tuple[int, ...]] = {}
         for log in dict.fromkeys((OUTBOX_LOG, *(log for log, _ in everyone))):
             standing = self._ensure(log, [settings for of_log, settings in everyone if of_log == log])
             idle |= standing.idle
             waiting |= standing.waiting
+            places |= standing.places
         promoted = promote_due(session, self._tables)
         for name in idle & chosen.keys():
             logger.warning(
@@ -208,7 +210,8 @@ class _Step:
             _Unit(handler, settings, partition, results[name])
             for name, (handler, settings) in chosen.items()
             if name not in still
-            for partition in range(settings.partitions)
+            # who stands furthest behind comes first: with a limit, those after it may not come at all
+            for partition in sorted(range(settings.partitions), key=places[name].__getitem__)
         ]
         self._until_nothing_is_left(units, limit=limit)
         reports = {name: self._report(name, result, idle=name in still) for name, result in results.items()}

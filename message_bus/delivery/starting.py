@@ -15,7 +15,7 @@ but for one that is idle and is now told where to start.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -33,10 +33,14 @@ from message_bus.storage.watermark import Watermark
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """The names of subscriptions that do not run: `idle` or paused, or `waiting` for those who write to end (it begins soon)."""
+    """Which subscriptions do not run, and where each stands.
+
+    `idle` or paused, or `waiting` for those who write to end (it begins soon); `places`: the position of each partition.
+    """
 
     idle: frozenset[str]
     waiting: frozenset[str]
+    places: Mapping[str, tuple[int, ...]]
 
 
 def ensure_subscriptions(
@@ -88,7 +92,8 @@ def ensure_subscriptions(
             )
     waiting = frozenset(str(settings.name) for settings in late)
     idle = {name for name, rows in known.items() if any(row.state != ACTIVE for row in rows)}
-    return Standing(idle=frozenset(idle) - waiting, waiting=waiting)
+    places = {name: tuple(row.position for row in rows) for name, rows in known.items()}
+    return Standing(idle=frozenset(idle) - waiting, waiting=waiting, places=places)
 
 
 def _made(

@@ -14,7 +14,7 @@ but for one that is idle and is now told where to start.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -32,10 +32,14 @@ from message_bus.storage.watermark_async import AsyncWatermark
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """The names of subscriptions that do not run: `idle` or paused, or `waiting` for those who write to end (it begins soon)."""
+    """Which subscriptions do not run, and where each stands.
+
+    `idle` or paused, or `waiting` for those who write to end (it begins soon); `places`: the position of each partition.
+    """
 
     idle: frozenset[str]
     waiting: frozenset[str]
+    places: Mapping[str, tuple[int, ...]]
 
 
 async def ensure_subscriptions_async(
@@ -87,7 +91,8 @@ async def ensure_subscriptions_async(
             )
     waiting = frozenset(str(settings.name) for settings in late)
     idle = {name for name, rows in known.items() if any(row.state != ACTIVE for row in rows)}
-    return Standing(idle=frozenset(idle) - waiting, waiting=waiting)
+    places = {name: tuple(row.position for row in rows) for name, rows in known.items()}
+    return Standing(idle=frozenset(idle) - waiting, waiting=waiting, places=places)
 
 
 async def _made(

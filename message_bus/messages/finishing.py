@@ -18,7 +18,7 @@ import functools
 import inspect
 import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from message_bus.errors import MessageDefinitionError, NotAMessage, SettingsError
@@ -69,6 +69,17 @@ class Making:
 def is_message_class(cls: object) -> bool:
     """Is this a class that derives from `Message` (and not `Message`, `Command` or `Event` itself)?"""
     return isinstance(cls, type) and _MAKING in cls.__dict__
+
+
+def derived_from(cls: type[Any]) -> Iterator[type[Any]]:
+    """The message classes that derive from this one, so far; those before these that derive from them.
+
+    A class whose definition was refused is none, though Python knows it until its memory is freed.
+    """
+    for each in cls.__subclasses__():
+        if is_message_class(each):
+            yield each
+        yield from derived_from(each)
 
 
 def making_of(cls: type) -> Making:

@@ -14,6 +14,7 @@ from message_bus import (
     SQLAlchemyOutBoxRepo,
     Subscription,
 )
+from message_bus.messages.keys import key_hash
 from tests.delivery.world import AT_ONCE, Noted, Pay, Placed, World, placed
 
 
@@ -128,6 +129,17 @@ def test_limit_ends_a_run(world: World) -> None:
     assert world.effects() == ["0", "1", "2", "3", "4"]
     with pytest.raises(SettingsError, match="limit"):
         world.process(limit=0)
+
+
+def test_a_limit_starves_no_partition(world: World) -> None:
+    """Who stands furthest behind comes first, however much is written to the others between two runs."""
+    world.settings(partitions=2)
+    busy, quiet = (next(key for key in "abcdefgh" if key_hash(key) % 2 == each) for each in range(2))
+    world.register(*[Placed(order=busy, n=n) for n in range(10)], Placed(order=quiet, n=100))
+    for _ in range(4):
+        world.process(limit=5)
+        world.register(*[Placed(order=busy, n=n) for n in range(5)])
+    assert f"{quiet}:100" in world.effects()
 
 
 # --- where a subscription starts ---------------------------------------------------------------------------------

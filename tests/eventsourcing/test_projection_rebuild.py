@@ -14,7 +14,7 @@ from sqlalchemy.orm import Session, sessionmaker
 
 from message_bus import MessageBusTables, Reject, SettingsError
 from message_bus.errors import AsyncHandlerOnSyncBus, RebuildRefused
-from message_bus.eventsourcing.projections import projection_changes, projections_admin
+from message_bus.eventsourcing.projections import projection_changes, projections_admin, rebuilding
 from message_bus.eventsourcing.projections.projection import Projection
 from message_bus.eventsourcing.projections.projections_admin import Projections
 from message_bus.eventsourcing.projections.projections_admin_async import AsyncProjections
@@ -33,7 +33,7 @@ from tests.eventsourcing.projecting import (
     fill,
     projection_of,
 )
-from tests.eventsourcing.test_projection import AsyncTotals, Version2
+from tests.eventsourcing.test_projection import AsyncTotals, Version2, recorded
 from tests.waiting import wait_until
 
 
@@ -108,6 +108,82 @@ def test_a_rebuild_takes_the_place_of_the_live_one(shop: Shop) -> None:
     assert shop.admin.drop("totals") == ["totals__0", "seen__0"]
     assert shop.admin.drop("totals") == []
     assert shop.generations() == [(1, 1, "live")]
+
+
+def test_what_is_written_meanwhile_is_handled_before_the_tables_are_compared(
+    events: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In batches of its own, not in the transaction that compares, where on SQLite all writers wait for it."""
+    monkeypatch.setattr(rebuilding, "BATCH", 20)
+    written = iter((200, 100))
+
+    def others_write(*_: int) -> None:
+        fill(events, next(written, 0))
+        events.process()
+
+    compared: list[int] = []
+    bring = Rebuild.bring
+
+    def note(self: Rebuild, session: Session, *, after: int, to: int | None) -> int:
+        compared.append(after)
+        return bring(self, session, after=after, to=to)
+
+    monkeypatch.setattr(Rebuild, "bring", note)
+    done = events.admin.rebuild(events.projection, progress=others_write)
+    assert done.ok
+    assert (done.position, done.verification.position, compared) == (360, 360, [360])
+
+
+def test_an_inline_projection_is_caught_up_with_as_well(
+    session_factory: sessionmaker[Session], tables: MessageBusTables, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has no subscription: what its writers have committed is in the log."""
+    monkeypatch.setattr(rebuilding, "BATCH", 20)
+    shop = Shop(session_factory, tables)
+    inline = EventTotals(inline=True)
+    written = iter((100,))
+
+    def write(count: int) -> None:
+        orders = [OrderPlaced(customer="c1", cents=n) for n in range(count)]
+        with shop.sessions.begin() as session:
+            for position, order in zip(append_events(session, tables, *orders), orders, strict=True):
+                inline.apply(session, recorded(order, first=position))
+
+    write(30)
+    done = shop.admin.rebuild(inline, progress=lambda *_: write(next(written, 0)))
+    assert (done.ok, done.position) == (True, 130)
+
+
+def test_a_rebuild_that_others_outrun_ends(events: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It gives up when the distance does not become smaller; the comparison brings the rest."""
+    monkeypatch.setattr(rebuilding, "BATCH", 20)
+    calls: list[int] = []
+
+    def others_write(*_: int) -> None:
+        calls.append(1)
+        fill(events, 30)
+        events.process()
+
+    done = events.admin.rebuild(events.projection, progress=others_write)
+    assert (done.ok, done.verification.position) == (True, events.high())
+    assert len(calls) < 20
+
+
+def test_a_swap_from_far_behind_is_refused(events: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Everybody would wait while it handles them all behind its locks: only on demand."""
+    monkeypatch.setattr(rebuilding, "BATCH", 20)
+    monkeypatch.setattr(projections_admin, "MOST_BEHIND_LOCKS", 50)
+    events.admin.rebuild(events.projection)
+    with monkeypatch.context() as patch:
+        # as if others wrote as fast as it handles
+        patch.setattr(Rebuild, "fill", lambda *_: None)
+        fill(events, 100)
+        events.process()
+        with pytest.raises(RebuildRefused, match=r"100 positions behind .* does not come nearer: .*force"):
+            events.admin.swap(events.projection)
+        swapped = events.admin.swap(events.projection, force=True)
+    assert swapped.position == 160
+    assert events.totals() == events.expected()
 
 
 def test_an_unchanged_projection_is_equal(shop: Shop) -> None:

@@ -10,7 +10,13 @@ from typing import Any
 
 import pytest
 
-from message_bus.errors import ConcurrencyError, DuplicateEvent, SettingsError, UnknownEventType
+from message_bus.errors import (
+    ConcurrencyError,
+    DuplicateEvent,
+    MessageDefinitionError,
+    SettingsError,
+    UnknownEventType,
+)
 from message_bus.eventsourcing.stores.event_types import EventTypes
 from message_bus.eventsourcing.stores.in_memory_store import InMemoryEventStore
 from message_bus.eventsourcing.stores.store import Snapshot
@@ -113,6 +119,19 @@ def test_a_class_that_is_defined_again_takes_the_place_of_the_old_one() -> None:
     assert old is not new
     assert type(EventTypes().decoder("types.again", 1)(b'{"ship": "Fram"}')) is new
     assert type(EventTypes().decoder("types.slotted", 1)(b'{"ship": "Fram"}')) is Slotted
+
+
+def test_a_class_that_was_refused_is_no_candidate() -> None:
+    """Its error keeps it alive, in a notebook for as long as its cell; the others are read all the same."""
+    with pytest.raises(MessageDefinitionError) as refused:
+
+        class Refused(Event, name="types.refused"):
+            ship = "Fram"
+
+    assert any(each.__name__ == "Refused" for each in Event.__subclasses__()), refused
+    assert EventTypes().decoder("types.moored", 1)(b'{"ship": "Fram"}') == Moored("Fram")
+    with pytest.raises(UnknownEventType):
+        EventTypes().decoder("types.refused", 1)
 
 
 def test_the_classes_of_the_contracts_are_no_candidates() -> None:

@@ -17,6 +17,7 @@ from typing import Any, Final, Union
 
 from message_bus.eventsourcing.when import Handler, can_take, handlers_of, marks_of
 from message_bus.messages import Event
+from message_bus.messages.finishing import derived_from
 from message_bus.messages.repairs import function_around
 
 _SUFFIX: Final = "Event"
@@ -82,21 +83,12 @@ def unreachable(cls: type) -> list[str]:
 
     Methods that take something other than one event, by number of parameters or annotation, are left alone.
     """
-    names = {name for event in all_events() for name in names_for(event)}
+    names = {name for event in derived_from(Event) for name in names_for(event)}
     return [
         f"{name!r} is no known event's handler (correct its name, mark it with @when, or annotate its parameter)"
         for name, function in _on_methods(cls)
         if name not in names and _may_take_an_event(cls, function)
     ]
-
-
-def all_events() -> Iterator[type[Event]]:
-    """Every class derived from `Event` so far."""
-    waiting: list[type[Event]] = list(Event.__subclasses__())
-    while waiting:
-        cls = waiting.pop()
-        yield cls
-        waiting.extend(cls.__subclasses__())
 
 
 def _snake(name: str) -> str:
@@ -174,4 +166,4 @@ def _hint_of(cls: type, function: Handler) -> Any:
         return None
 
 
-__all__ = ["all_events", "handler_for", "names_for", "problems_of", "similar_method", "unreachable"]
+__all__ = ["handler_for", "names_for", "problems_of", "similar_method", "unreachable"]

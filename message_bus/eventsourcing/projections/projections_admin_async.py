@@ -30,7 +30,7 @@ from message_bus.eventsourcing.projections.projection_state import (
     new_failures,
 )
 from message_bus.eventsourcing.projections.projection_tables import copies_of, stored_names
-from message_bus.eventsourcing.projections.rebuilding_async import BATCH, AsyncRebuild, Progress
+from message_bus.eventsourcing.projections.rebuilding_async import AsyncRebuild, Progress
 from message_bus.repositories.targets import DEFAULT_TABLES
 from message_bus.storage import projection_statements as statements
 from message_bus.storage.event_tables import BUILDING, RETIRED
@@ -44,6 +44,8 @@ Names = list[str]
 _LEASE: Final = timedelta(seconds=30)
 _LOCKS_WITHIN: Final = timedelta(seconds=2)
 _TRIES: Final = 10
+MOST_BEHIND_LOCKS: Final = 10_000
+"""Positions that a swap handles while readers and writers of the tables wait; the handlers decide how long that is."""
 _NO_TABLE: Final = "42P01"
 _BUSY: Final = ("55P03", "40P01")  # lock_not_available, deadlock_detected
 
@@ -107,7 +109,8 @@ class AsyncProjections:
     async def rebuild(self, projection: Projection, *, progress: Progress | None = None) -> Rebuilt:
         """Fill tables of its own, `<table>__<generation>`, from the beginning of the log; verify them.
 
-        The live projection and all writers go on meanwhile (on SQLite they take turns). Killed or interrupted: run it again,
+        The live projection and all writers go on meanwhile (on SQLite they take turns); what they write is handled too, until
+        it stands at most 1,000 positions behind the live tables or does not come nearer. Killed or interrupted: run it again,
         it goes on where it was (G5). `progress` is called with the position reached and the one to be reached. Events whose
         handler fails three times are left out, and listed. The tables wait for `swap`, which catches up before.
 
@@ -119,7 +122,7 @@ class AsyncProjections:
             generation = await on_sync_session_async(session, changes.begin, projection, self.tables)
             await session.commit()
         rebuild = self._rebuild(projection, generation)
-        position = await rebuild.fill(progress)
+        position = await rebuild.catch_up(progress)
         failed = await self._failed(rebuild)
         return Rebuilt(
             name=projection.name,
@@ -142,8 +145,9 @@ class AsyncProjections:
 
         It catches up first. Then, behind locks that keep everybody off both, the rebuilt tables are brought to the very
         position of the live ones and renamed; the live subscription goes on from there with the new ones: nothing is lost or
-        doubled (G5, G6). Readers wait for a moment. What failed in the rebuild but not in the live projection is a reason to
-        refuse, unless `force`. `by`: who decides, for the log.
+        doubled (G5, G6). Readers wait for a moment. Refused, unless `force`: what failed in the rebuild but not in the live
+        projection; and more than 10,000 positions that are still to be handled behind the locks, because events are written
+        as fast as the rebuild handles them. `by`: who decides, for the log.
 
         Raises: RebuildRefused, with nothing changed; Unavailable; errors of the database.
         """
@@ -181,18 +185,10 @@ class AsyncProjections:
 
     async def _swap_patiently(self, rebuild: AsyncRebuild, *, force: bool) -> Swapped:
         for attempt in range(1, _TRIES + 1):
-            await rebuild.fill()
-            if await rebuild.gap() > BATCH and attempt < _TRIES:
-                continue  # so that readers wait for a short time only
-            failed = await self._failed(rebuild)
-            if failed and not force:
-                at = ", ".join(map(str, failed[:5]))
-                raise RebuildRefused(
-                    rebuild.projection.name,
-                    [
-                        f"events at {at} failed in the rebuild (message-bus dead-letters; force: leave them out)"
-                    ],
-                )
+            await rebuild.catch_up()
+            reasons = [] if force else await self._reasons_to_refuse(rebuild)
+            if reasons:
+                raise RebuildRefused(rebuild.projection.name, reasons)
             try:
                 return await self._swap(rebuild)
             except DBAPIError as error:
@@ -205,6 +201,22 @@ class AsyncProjections:
                     raise
                 await pause_async(0.05 * attempt)
         raise AssertionError("the last attempt has returned or raised")  # pragma: no cover
+
+    async def _reasons_to_refuse(self, rebuild: AsyncRebuild) -> list[str]:
+        reasons: list[str] = []
+        behind = await rebuild.gap()
+        if behind > MOST_BEHIND_LOCKS:
+            reasons.append(
+                f"it stands {behind:,} positions behind the live tables and does not come nearer: all would wait while it "
+                "handles them (swap when less is written; force: let them wait)"
+            )
+        failed = await self._failed(rebuild)
+        if failed:
+            at = ", ".join(map(str, failed[:5]))
+            reasons.append(
+                f"events at {at} failed in the rebuild (message-bus dead-letters; force: leave them out)"
+            )
+        return reasons
 
     async def _swap(self, rebuild: AsyncRebuild) -> Swapped:
         projection = rebuild.projection

@@ -90,6 +90,20 @@ class Rebuild:
         )
         return self._work(self.built, settings, wait=True, progress=progress)
 
+    def catch_up(self, progress: Progress | None = None) -> int:
+        """`fill`, and again what was written meanwhile, as long as that becomes less; where it stands then.
+
+        Returns at most a batch behind the live tables, unless more is written than it handles: see `gap`.
+        """
+        position = self.fill(progress)
+        behind = self.gap()
+        while behind > BATCH:
+            position = self.fill(progress)
+            before, behind = behind, self.gap()
+            if behind >= before:
+                break
+        return position
+
     def _work(
         self, projection: Projection, settings: Any, *, wait: bool, progress: Progress | None = None
     ) -> int:
@@ -250,9 +264,11 @@ class Rebuild:
                 pause(0.05)
 
     def gap(self) -> int:
-        """How many positions it stands behind the live projection; 0 if that has no place in the log."""
+        """How many positions it stands behind the live tables; 0 if it is not known where those stand."""
         with self._sessions() as session:
             at, live, _ = self._both(session)
+            if self.projection.inline:
+                live = self._watermark.look(session.connection()).settled
         return 0 if live is None or at is None else live - at
 
     def _both(self, session: Session) -> tuple[int | None, int | None, int]:

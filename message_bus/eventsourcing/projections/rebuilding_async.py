@@ -89,6 +89,20 @@ class AsyncRebuild:
         )
         return await self._work(self.built, settings, wait=True, progress=progress)
 
+    async def catch_up(self, progress: Progress | None = None) -> int:
+        """`fill`, and again what was written meanwhile, as long as that becomes less; where it stands then.
+
+        Returns at most a batch behind the live tables, unless more is written than it handles: see `gap`.
+        """
+        position = await self.fill(progress)
+        behind = await self.gap()
+        while behind > BATCH:
+            position = await self.fill(progress)
+            before, behind = behind, await self.gap()
+            if behind >= before:
+                break
+        return position
+
     async def _work(
         self, projection: Projection, settings: Any, *, wait: bool, progress: Progress | None = None
     ) -> int:
@@ -255,9 +269,11 @@ class AsyncRebuild:
                 await pause_async(0.05)
 
     async def gap(self) -> int:
-        """How many positions it stands behind the live projection; 0 if that has no place in the log."""
+        """How many positions it stands behind the live tables; 0 if it is not known where those stand."""
         async with self._sessions() as session:
             at, live, _ = await self._both(session)
+            if self.projection.inline:
+                live = (await self._watermark.look(await session.connection())).settled
         return 0 if live is None or at is None else live - at
 
     async def _both(self, session: AsyncSession) -> tuple[int | None, int | None, int]:

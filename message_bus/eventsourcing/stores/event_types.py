@@ -6,13 +6,13 @@ version, not once per event.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from typing import Any, Final
 from weakref import WeakValueDictionary
 
 from message_bus.errors import SettingsError, UnknownEventType, UnknownMessageType
 from message_bus.messages.definition import definition_of
-from message_bus.messages.finishing import making_of
+from message_bus.messages.finishing import derived_from, making_of
 from message_bus.messages.message import Event
 from message_bus.messages.registry import Registry
 
@@ -106,7 +106,7 @@ def _decode(registry: Registry, name: str, version: int, payload: Any) -> Any:
 
 def _defined_events() -> dict[str, list[type[Event]]]:
     by_path = {
-        (cls.__module__, cls.__qualname__): cls for cls in _subclasses(Event)
+        (cls.__module__, cls.__qualname__): cls for cls in derived_from(Event)
     }  # defined again: the newer one
     by_name: dict[str, dict[type[Event], None]] = {}
     for cls in by_path.values():
@@ -116,9 +116,3 @@ def _defined_events() -> dict[str, list[type[Event]]]:
         for name in (making.name or cls.__name__, *making.renamed_from):
             by_name.setdefault(name, {})[cls] = None
     return {name: list(classes) for name, classes in by_name.items()}
-
-
-def _subclasses(cls: type[Event]) -> Iterator[type[Event]]:
-    for each in cls.__subclasses__():
-        yield each
-        yield from _subclasses(each)
