@@ -33,6 +33,7 @@ from sqlalchemy import (
     update,
 )
 
+from message_bus.storage.building import built_once
 from message_bus.storage.statements import DECISION
 from message_bus.storage.tables import DEAD, RETRYING, MessageBusTables
 from message_bus.storage.types import utc_after, utc_now
@@ -151,6 +152,7 @@ def subscriptions_of_letters(tables: MessageBusTables, selected: Selected) -> Se
     return joined.where(*_chosen(tables, selected)).order_by(d.c.subscription)
 
 
+@built_once
 def lock_subscriptions(tables: MessageBusTables) -> Select[*tuple[Any, ...]]:
     """The checkpoint rows of the subscriptions :names, locked, in one order for everybody (S3)."""
     t = tables.subscription
@@ -214,6 +216,7 @@ def _this_letter(tables: MessageBusTables) -> list[ColumnElement[bool]]:
     ]
 
 
+@built_once
 def replay_letter(tables: MessageBusTables) -> Update:
     """Let a dead letter be tried anew, :delay seconds from now (null: at once), with all its attempts."""
     delay = bindparam("delay", type_=Float())
@@ -230,11 +233,13 @@ def replay_letter(tables: MessageBusTables) -> Update:
     )
 
 
+@built_once
 def discard_letter(tables: MessageBusTables) -> Delete:
     """Take a dead letter out of the delivery table: given up for good, it holds back neither its key nor retention."""
     return delete(tables.delivery).where(*_this_letter(tables))
 
 
+@built_once
 def note_decision(tables: MessageBusTables) -> Update:
     """Tell the worker of partition (:of_subscription, :part) that what it has read about its keys is out of date."""
     t = tables.subscription

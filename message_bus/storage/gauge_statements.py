@@ -9,6 +9,7 @@ from typing import Any, Final
 
 from sqlalchemy import Select, and_, case, func, literal, select
 
+from message_bus.storage.building import built_once
 from message_bus.storage.subscription_statements import failures_by_partition
 from message_bus.storage.tables import IDLE, MessageBusTables
 from message_bus.storage.types import utc_now
@@ -18,6 +19,7 @@ MOST_COUNTED: Final = 100_000
 """So many messages behind a checkpoint are counted; beyond, positions say how many there are, gaps and all."""
 
 
+@built_once
 def partitions(tables: MessageBusTables) -> Select[*tuple[Any, ...]]:
     """Every partition that reads the log: how far it is, what lies behind, up to MOST_COUNTED, and since when."""
     s, o = tables.subscription, tables.source
@@ -50,6 +52,7 @@ def partitions(tables: MessageBusTables) -> Select[*tuple[Any, ...]]:
     )
 
 
+@built_once
 def outbox_span(tables: MessageBusTables) -> Select[*tuple[Any, ...]]:
     """The first and the last position of the outbox, when its oldest row was written, and the time now."""
     t = tables.outbox

@@ -28,6 +28,7 @@ from sqlalchemy import (
     update,
 )
 
+from message_bus.storage.building import built_once
 from message_bus.storage.history_table import REPARTITIONED, RESET
 from message_bus.storage.logs import OUTBOX_LOG
 from message_bus.storage.subscription_statements import between
@@ -35,6 +36,7 @@ from message_bus.storage.tables import BLOCKING, DEAD, MessageBusTables
 from message_bus.storage.types import utc_after
 
 
+@built_once
 def remember(tables: MessageBusTables, *, held: bool = False, hold_dead: bool = False) -> Insert:
     """One row, or many at once, for what has just happened to messages.
 
@@ -79,6 +81,7 @@ def _in_the_way(tables: MessageBusTables, *, hold_dead: bool) -> ColumnElement[A
     )
 
 
+@built_once
 def remember_reset(tables: MessageBusTables) -> Insert:
     """What is recorded about messages of :of_subscription, which reads this log, is about to go: :by decided it."""
     d, o, h = tables.delivery, tables.source, tables.history
@@ -118,6 +121,7 @@ def remember_repartition(tables: MessageBusTables, messages: Any = None) -> Inse
 _TOLD = ["subscription", "log", "position", "message_id", "what", "decided_by"]
 
 
+@built_once
 def rename_history(tables: MessageBusTables) -> Update:
     """What has happened in :of_subscription has happened in :new_name."""
     h = tables.history
@@ -128,12 +132,14 @@ def rename_history(tables: MessageBusTables) -> Update:
     )
 
 
+@built_once
 def remove_history(tables: MessageBusTables) -> Delete:
     """Forget what has happened in :subscription."""
     h = tables.history
     return delete(h).where(h.c.subscription == bindparam("subscription"))
 
 
+@built_once
 def history_of(tables: MessageBusTables) -> Select[*tuple[Any, ...]]:
     """What has happened to the message :id, in the order in which it did; `behind_id` is null if that message is gone."""
     h = tables.history
@@ -167,6 +173,7 @@ def history_of(tables: MessageBusTables) -> Select[*tuple[Any, ...]]:
 # --- retention ------------------------------------------------------------------------------------------------------
 
 
+@built_once
 def forget_pruned(tables: MessageBusTables) -> Delete:
     """Forget what has happened to the messages :ids of the outbox, which are about to go."""
     h = tables.history
@@ -175,6 +182,7 @@ def forget_pruned(tables: MessageBusTables) -> Delete:
     )
 
 
+@built_once
 def forget_old(tables: MessageBusTables) -> Delete:
     """Forget the oldest :limit things that happened before :age seconds from now, and that retention leaves behind.
 

@@ -23,6 +23,7 @@ from sqlalchemy import (
     update,
 )
 
+from message_bus.storage.building import built_once
 from message_bus.storage.logs import OUTBOX_LOG
 from message_bus.storage.statements import insert_or_ignore
 from message_bus.storage.tables import MessageBusTables
@@ -34,6 +35,7 @@ MESSAGE_COLUMNS = ("id", "type", "message", "version", "key", "key_hash", "paylo
 # --- delayed messages ---------------------------------------------------------------------------------------------
 
 
+@built_once
 def due_ids(tables: MessageBusTables) -> Select[*tuple[Any, ...]]:
     """The next :limit delayed messages that are due."""
     t = tables.schedule
@@ -54,6 +56,7 @@ def promote(dialect_name: str, tables: MessageBusTables) -> Insert:
     return copied.from_select(list(MESSAGE_COLUMNS), chosen, include_defaults=False)
 
 
+@built_once
 def unschedule(tables: MessageBusTables) -> Delete:
     """Remove the delayed messages :ids."""
     t = tables.schedule
@@ -63,12 +66,14 @@ def unschedule(tables: MessageBusTables) -> Delete:
 # --- retention ------------------------------------------------------------------------------------------------------
 
 
+@built_once
 def passed_by_all(tables: MessageBusTables) -> Select[*tuple[Any, ...]]:
     """The position that every subscription of :log has passed; null if there is none."""
     t = tables.subscription
     return select(func.min(t.c.position)).where(t.c.log == bindparam("log"))
 
 
+@built_once
 def oldest_rows(tables: MessageBusTables) -> Select[*tuple[Any, ...]]:
     """The next :limit rows after :after, up to :passed: is each `old` (before :age seconds from now), is it `kept`?
 
@@ -90,12 +95,14 @@ def oldest_rows(tables: MessageBusTables) -> Select[*tuple[Any, ...]]:
     )
 
 
+@built_once
 def prune(tables: MessageBusTables) -> Delete:
     """Remove the rows at :positions."""
     t = tables.outbox
     return delete(t).where(t.c.position.in_(bindparam("positions", expanding=True)))
 
 
+@built_once
 def note_pruned(tables: MessageBusTables) -> Update:
     """Remember how far log :of_log was pruned; a dead letter that was kept, and goes later, takes nothing back (S4)."""
     t = tables.log

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from sqlalchemy import ColumnElement, Delete, Float, Insert, Update, bindparam, delete, insert, update
 
+from message_bus.storage.building import built_once
 from message_bus.storage.tables import MessageBusTables
 from message_bus.storage.types import utc_after, utc_now
 
 
+@built_once
 def record_new_failure(tables: MessageBusTables) -> Insert:
     """A row for a message that failed at its first attempt; :delay seconds from now (null: dead)."""
     return insert(tables.delivery).values(
@@ -27,6 +29,7 @@ def record_new_failure(tables: MessageBusTables) -> Insert:
     )
 
 
+@built_once
 def record_failure(tables: MessageBusTables) -> Update:
     """The same for a message that was in the delivery table already."""
     t = tables.delivery
@@ -53,17 +56,20 @@ def _this_row(tables: MessageBusTables) -> list[ColumnElement[bool]]:
     ]
 
 
+@built_once
 def hold(tables: MessageBusTables) -> Insert:
     """Rows for messages whose key is blocked: untried."""
     return insert(tables.delivery)
 
 
+@built_once
 def set_state(tables: MessageBusTables) -> Update:
     """Record an attempt before it is made (:new_state is trying), or take it back (S6)."""
     t = tables.delivery
     return update(t).where(*_this_row(tables)).values(state=bindparam("new_state"), updated_at=utc_now())
 
 
+@built_once
 def record_crash(tables: MessageBusTables) -> Update:
     """A worker has died with this message alone in hand, for the :new_crashes-th time."""
     t = tables.delivery
@@ -81,6 +87,7 @@ def record_crash(tables: MessageBusTables) -> Update:
     )
 
 
+@built_once
 def forget(tables: MessageBusTables) -> Delete:
     """Take a message that was retrying or held out of the delivery table: it was handled."""
     return delete(tables.delivery).where(*_this_row(tables))

@@ -12,6 +12,7 @@ from typing import Any
 from sqlalchemy import Select, Update, bindparam, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
+from message_bus.storage.building import built_once
 from message_bus.storage.statements import insert_or_ignore
 from message_bus.storage.tables import MessageBusTables
 from message_bus.storage.types import utc_now
@@ -22,6 +23,7 @@ def create(dialect_name: str, tables: MessageBusTables) -> postgresql.Insert | s
     return insert_or_ignore(dialect_name, tables.process)
 
 
+@built_once
 def lock(tables: MessageBusTables) -> Select[*tuple[Any, ...]]:
     """Process (:process_name, :process_key), locked to the end of the transaction."""
     t = tables.process
@@ -32,6 +34,7 @@ def lock(tables: MessageBusTables) -> Select[*tuple[Any, ...]]:
     )
 
 
+@built_once
 def save(tables: MessageBusTables) -> Update:
     """What the process has become."""
     t = tables.process

@@ -31,6 +31,7 @@ from sqlalchemy import (
     update,
 )
 
+from message_bus.storage.building import built_once
 from message_bus.storage.event_tables import BUILDING, LIVE, RETIRED
 from message_bus.storage.logs import EVENT_LOG
 from message_bus.storage.statements import DECISION
@@ -38,6 +39,7 @@ from message_bus.storage.tables import ACTIVE, BLOCKING, DEAD, IDLE, MessageBusT
 from message_bus.storage.types import utc_now
 
 
+@built_once
 def live(tables: MessageBusTables) -> Select[*tuple[Any, ...]]:
     """The live generation of :name."""
     t = tables.projection
@@ -46,6 +48,7 @@ def live(tables: MessageBusTables) -> Select[*tuple[Any, ...]]:
     )
 
 
+@built_once
 def generations(tables: MessageBusTables, *, locked: bool = False) -> Select[*tuple[Any, ...]]:
     """Every generation of :name, the oldest first; locked, in this order, by whoever is about to change them."""
     t = tables.projection
@@ -53,6 +56,7 @@ def generations(tables: MessageBusTables, *, locked: bool = False) -> Select[*tu
     return found.with_for_update() if locked else found
 
 
+@built_once
 def retire(tables: MessageBusTables) -> Update:
     """The live generation of :of_projection is retired; its tables are called :names now."""
     t = tables.projection
@@ -63,6 +67,7 @@ def retire(tables: MessageBusTables) -> Update:
     )
 
 
+@built_once
 def make_live(tables: MessageBusTables) -> Update:
     """:at_generation of :of_projection is live; its tables are called :names now, and :filled_by fills them."""
     t = tables.projection
@@ -82,6 +87,7 @@ def make_live(tables: MessageBusTables) -> Update:
     )
 
 
+@built_once
 def forget_generation(tables: MessageBusTables) -> Delete:
     """Remove :at_generation of :of_projection from the bookkeeping, unless it is live."""
     t = tables.projection
@@ -92,6 +98,7 @@ def forget_generation(tables: MessageBusTables) -> Delete:
     )
 
 
+@built_once
 def take_over(tables: MessageBusTables) -> Update:
     """Put :of_subscription at :to; one that was idle knows its place now.
 
@@ -113,6 +120,7 @@ def take_over(tables: MessageBusTables) -> Update:
     )
 
 
+@built_once
 def position_of(tables: MessageBusTables, *, locked: bool = False) -> Select[*tuple[Any, ...]]:
     """Where subscription :name stands; `leased`: does somebody work on it now?"""
     t = tables.subscription
@@ -131,6 +139,7 @@ def behind(tables: MessageBusTables, names: Sequence[str]) -> Select[*tuple[Any,
     ).where(t.c.position > bindparam("position", type_=t.c.position.type), t.c.message.in_(names))
 
 
+@built_once
 def reached(tables: MessageBusTables) -> Select[*tuple[Any, ...]]:
     """Where subscription :name stands, and whether something up to :position waits for another attempt or is dead.
 
@@ -168,6 +177,7 @@ def visible_after(
     return found.order_by(t.c.position).limit(bindparam("limit"))
 
 
+@built_once
 def failed_positions(tables: MessageBusTables) -> Select[*tuple[Any, ...]]:
     """What is recorded for :subscription: position and state."""
     d = tables.delivery
@@ -178,6 +188,7 @@ def failed_positions(tables: MessageBusTables) -> Select[*tuple[Any, ...]]:
     )
 
 
+@built_once
 def overview(tables: MessageBusTables) -> Select[*tuple[Any, ...]]:
     """Every generation of every projection, with its place in its log; none if it is inline or retired."""
     p, s, e, o = tables.projection, tables.subscription, tables.event, tables.outbox

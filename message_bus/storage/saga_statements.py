@@ -12,6 +12,7 @@ from typing import Any
 from sqlalchemy import Select, Update, bindparam, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
+from message_bus.storage.building import built_once
 from message_bus.storage.event_tables import COMPENSATING, RUNNING
 from message_bus.storage.statements import insert_or_ignore
 from message_bus.storage.tables import MessageBusTables
@@ -28,6 +29,7 @@ def begin(dialect_name: str, tables: MessageBusTables) -> postgresql.Insert | sq
     return insert_or_ignore(dialect_name, tables.saga)
 
 
+@built_once
 def read(tables: MessageBusTables) -> Select[*tuple[Any, ...]]:
     """Saga (:saga_name, :saga_id), and the database's clock."""
     t = tables.saga
@@ -36,6 +38,7 @@ def read(tables: MessageBusTables) -> Select[*tuple[Any, ...]]:
     )
 
 
+@built_once
 def lock(tables: MessageBusTables, *, skip: bool) -> Select[*tuple[Any, ...]]:
     """The same, locked to the end of the transaction; with `skip`, no row if somebody else has it."""
     return read(tables).with_for_update(skip_locked=skip)
@@ -46,6 +49,7 @@ def clock() -> Select[*tuple[Any, ...]]:
     return select(utc_now())
 
 
+@built_once
 def save(tables: MessageBusTables) -> Update:
     """What has become of the saga since revision :at_revision; no row if somebody else has gone on with it."""
     t = tables.saga
@@ -66,6 +70,7 @@ def save(tables: MessageBusTables) -> Update:
     )
 
 
+@built_once
 def unfinished(tables: MessageBusTables) -> Select[*tuple[Any, ...]]:
     """The ids behind :after of the first :limit sagas :saga_name that have not ended."""
     t = tables.saga

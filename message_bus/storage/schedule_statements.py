@@ -12,10 +12,12 @@ from uuid import UUID
 
 from sqlalchemy import ColumnElement, Delete, Select, Text, and_, bindparam, cast, delete, func, or_, select
 
+from message_bus.storage.building import built_once
 from message_bus.storage.tables import MessageBusTables
 from message_bus.storage.types import utc_now
 
 
+@built_once
 def delayed(
     tables: MessageBusTables,
     *,
@@ -43,6 +45,7 @@ def delayed(
     return found.order_by(t.c.due_at, t.c.id).limit(limit)
 
 
+@built_once
 def these(tables: MessageBusTables) -> Select[*tuple[Any, ...]]:
     """Those of :ids that are delayed."""
     t = tables.schedule
@@ -53,12 +56,14 @@ def these(tables: MessageBusTables) -> Select[*tuple[Any, ...]]:
     )
 
 
+@built_once
 def cancel(tables: MessageBusTables) -> Delete:
     """Take the delayed messages :ids out of the schedule."""
     t = tables.schedule
     return delete(t).where(t.c.id.in_(bindparam("ids", expanding=True)))
 
 
+@built_once
 def depth(tables: MessageBusTables) -> Select[*tuple[Any, ...]]:
     """How many messages are delayed, how many of them are due, and when the next one is."""
     t = tables.schedule

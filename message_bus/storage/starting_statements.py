@@ -24,10 +24,12 @@ from sqlalchemy import (
     update,
 )
 
+from message_bus.storage.building import built_once
 from message_bus.storage.statements import DECISION
 from message_bus.storage.tables import ACTIVE, HELD, IDLE, MessageBusTables
 
 
+@built_once
 def position_before_time(tables: MessageBusTables) -> Select[*tuple[Any, ...]]:
     """The last position before the first row created at or after :time, at most :settled."""
     t = tables.source
@@ -37,6 +39,7 @@ def position_before_time(tables: MessageBusTables) -> Select[*tuple[Any, ...]]:
     return select(func.coalesce(first.scalar_subquery() - 1, bindparam("settled", type_=t.c.position.type)))
 
 
+@built_once
 def mark_late(tables: MessageBusTables) -> Insert:
     """Record for :subscription, as held, the positions after :known up to :to that nobody can see; PostgreSQL only.
 
@@ -56,6 +59,7 @@ def mark_late(tables: MessageBusTables) -> Insert:
     return insert(d).from_select(["subscription", "position", "state"], unseen, include_defaults=False)
 
 
+@built_once
 def has_late(tables: MessageBusTables) -> Select[*tuple[Any, ...]]:
     """Whether :subscription, which is idle, waits for rows that `mark_late` has recorded."""
     d = tables.delivery
@@ -64,6 +68,7 @@ def has_late(tables: MessageBusTables) -> Select[*tuple[Any, ...]]:
     )
 
 
+@built_once
 def complete_late(tables: MessageBusTables) -> Update:
     """Give those of `mark_late` whose message has appeared their keys."""
     d, o = tables.delivery, tables.source
@@ -78,6 +83,7 @@ def complete_late(tables: MessageBusTables) -> Update:
     )
 
 
+@built_once
 def forget_gaps(tables: MessageBusTables) -> Delete:
     """Remove those of `mark_late` at whose positions nothing will appear any more."""
     d, o = tables.delivery, tables.source
@@ -88,6 +94,7 @@ def forget_gaps(tables: MessageBusTables) -> Delete:
     )
 
 
+@built_once
 def activate(tables: MessageBusTables) -> Update:
     """Let the idle partitions of :subscription begin where they are."""
     t = tables.subscription
@@ -98,6 +105,7 @@ def activate(tables: MessageBusTables) -> Update:
     )
 
 
+@built_once
 def start_idle(tables: MessageBusTables) -> Update:
     """Put the idle partitions of :subscription at :start, in state :becomes."""
     t = tables.subscription
@@ -108,6 +116,7 @@ def start_idle(tables: MessageBusTables) -> Update:
     )
 
 
+@built_once
 def highest_epoch(tables: MessageBusTables) -> Select[*tuple[Any, ...]]:
     """The highest epoch that a subscription of any log had when it was dropped: a name may move to another log (S2)."""
     return select(func.coalesce(func.max(tables.log.c.last_epoch), 0))

@@ -31,6 +31,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects import postgresql, sqlite
 
+from message_bus.storage.building import built_once
 from message_bus.storage.tables import ACTIVE, BLOCKING, DEAD, HELD, RETRYING, TRYING, MessageBusTables
 from message_bus.storage.types import utc_after, utc_now
 
@@ -50,6 +51,7 @@ def insert_or_ignore(dialect_name: str, table: Any) -> postgresql.Insert | sqlit
 # --- subscriptions and leases ---------------------------------------------------------------------------------
 
 
+@built_once
 def partitions_of(tables: MessageBusTables) -> Select[*tuple[Any, ...]]:
     """The partitions of the subscriptions :names with their state."""
     t = tables.subscription
@@ -61,12 +63,14 @@ def partitions_of(tables: MessageBusTables) -> Select[*tuple[Any, ...]]:
     )
 
 
+@built_once
 def lock_log(tables: MessageBusTables) -> Select[*tuple[Any, ...]]:
     """The bookkeeping row of log :log, locked: creating, rewinding and pruning are one at a time (S4)."""
     t = tables.log
     return select(t.c.pruned_to, t.c.last_epoch).where(t.c.log == bindparam("log")).with_for_update()
 
 
+@built_once
 def try_lock_log(tables: MessageBusTables) -> Select[*tuple[Any, ...]]:
     """The same, but no row if somebody else holds it."""
     t = tables.log
@@ -77,6 +81,7 @@ def try_lock_log(tables: MessageBusTables) -> Select[*tuple[Any, ...]]:
     )
 
 
+@built_once
 def log_has_subscriptions(tables: MessageBusTables) -> Select[*tuple[Any, ...]]:
     """Whether log :log has any subscription."""
     t = tables.subscription
@@ -93,6 +98,7 @@ def _guard(guarded: bool) -> list[ColumnElement[Any]]:
     return [func.set_config("idle_in_transaction_session_timeout", limit, true()).label("guard")]
 
 
+@built_once
 def claimable(tables: MessageBusTables, *, guarded: bool = False) -> Select[*tuple[Any, ...]]:
     """Partition (:name, :partition) if nobody holds its row or its lease; the row is locked, never waited for.
 
@@ -136,6 +142,7 @@ def _extended(subscription: Any) -> ColumnElement[Any]:
     return case((subscription.c.lease_until > wanted, subscription.c.lease_until), else_=wanted)
 
 
+@built_once
 def acquire(tables: MessageBusTables) -> Update:
     """Take the lease of a claimable partition: a new owner token, the next epoch (S2)."""
     t = tables.subscription
@@ -155,6 +162,7 @@ def acquire(tables: MessageBusTables) -> Update:
     )
 
 
+@built_once
 def lock_mine(tables: MessageBusTables, *, guarded: bool = False) -> Select[*tuple[Any, ...]]:
     """My partition's row, locked, if the lease is still mine; delivery rows are read after this (S3)."""
     t = tables.subscription
@@ -162,12 +170,14 @@ def lock_mine(tables: MessageBusTables, *, guarded: bool = False) -> Select[*tup
     return select(*columns).where(*_mine(tables)).with_for_update()
 
 
+@built_once
 def look_mine(tables: MessageBusTables) -> Select[*tuple[Any, ...]]:
     """My partition's row, if the lease is still mine: what did the last commit leave? (S1)"""
     t = tables.subscription
     return select(t.c.position, t.c.revision, t.c.state).where(*_mine(tables))
 
 
+@built_once
 def advance(tables: MessageBusTables, *, guarded: bool = False) -> Update:
     """Move the checkpoint :from -> :to as the last statement before COMMIT, and renew the lease (S1).
 
@@ -186,6 +196,7 @@ def advance(tables: MessageBusTables, *, guarded: bool = False) -> Update:
     return moved.returning(*_guard(guarded)) if guarded else moved
 
 
+@built_once
 def advance_and_read(
     tables: MessageBusTables,
     *,
@@ -218,6 +229,7 @@ def advance_and_read(
     )
 
 
+@built_once
 def failures_ahead(tables: MessageBusTables, *, hold_dead: bool = False) -> Select[*tuple[Any, ...]]:
     """Whether :subscription has rows that are to be tried, or that block their key; when the next is due, and what time it is."""
     d = tables.delivery
@@ -238,6 +250,7 @@ def _failures(tables: MessageBusTables, hold_dead: bool) -> ColumnElement[bool]:
     return exists().where(d.c.subscription == bindparam("subscription"), is_one)
 
 
+@built_once
 def renew(tables: MessageBusTables, *, guarded: bool = False) -> Update:
     """The heartbeat: the lease lasts :lease seconds from now. It comes back with the state that operators have set."""
     t = tables.subscription
@@ -249,11 +262,13 @@ def renew(tables: MessageBusTables, *, guarded: bool = False) -> Update:
     )
 
 
+@built_once
 def release(tables: MessageBusTables) -> Update:
     """Give the lease back, with no batch in hand (S6)."""
     return update(tables.subscription).where(*_mine(tables)).values(owner=None, lease_until=None)
 
 
+@built_once
 def hand_on(tables: MessageBusTables) -> Update:
     """End the lease now, but not as if all were well: the next owner takes it over, and goes on carefully (S6)."""
     return update(tables.subscription).where(*_mine(tables)).values(lease_until=utc_now())
@@ -295,12 +310,14 @@ def now() -> Select[*tuple[Any, ...]]:
     return select(utc_now())
 
 
+@built_once
 def row_at(tables: MessageBusTables) -> Select[*tuple[Any, ...]]:
     """The whole message at :position."""
     t = tables.source
     return select(*_row_columns(tables)).where(t.c.position == bindparam("position"))
 
 
+@built_once
 def new_rows(
     tables: MessageBusTables,
     *,
@@ -321,6 +338,7 @@ def new_rows(
     return statement.order_by(t.c.position).limit(bindparam("limit"))
 
 
+@built_once
 def blocked_keys(tables: MessageBusTables) -> Select[*tuple[Any, ...]]:
     """Which of :keys have a row that blocks them in :subscription (S3)."""
     t = tables.delivery
@@ -335,6 +353,7 @@ def blocked_keys(tables: MessageBusTables) -> Select[*tuple[Any, ...]]:
     )
 
 
+@built_once
 def due_rows(
     tables: MessageBusTables,
     *,
@@ -391,6 +410,7 @@ def due_rows(
     )
 
 
+@built_once
 def leftovers(
     tables: MessageBusTables,
     *,
@@ -421,6 +441,7 @@ def leftovers(
     )
 
 
+@built_once
 def failed_counts(tables: MessageBusTables) -> Select[*tuple[Any, ...]]:
     """How many rows :subscription has in each state."""
     t = tables.delivery
@@ -431,6 +452,7 @@ def failed_counts(tables: MessageBusTables) -> Select[*tuple[Any, ...]]:
     )
 
 
+@built_once
 def count_after(tables: MessageBusTables) -> Select[*tuple[Any, ...]]:
     """How many rows are visible after :settled."""
     t = tables.source

@@ -30,6 +30,7 @@ from sqlalchemy import (
     update,
 )
 
+from message_bus.storage.building import built_once
 from message_bus.storage.statements import DECISION
 from message_bus.storage.tables import DEAD, HELD, IDLE, RETRYING, TRYING, MessageBusTables
 from message_bus.storage.types import utc_now
@@ -41,6 +42,7 @@ def _is_leased(tables: MessageBusTables) -> ColumnElement[bool]:
     return and_(t.c.owner.is_not(None), t.c.lease_until >= utc_now())
 
 
+@built_once
 def partitions(tables: MessageBusTables, *, locked: bool = False) -> Select[*tuple[Any, ...]]:
     """The partitions of the subscriptions :names; `leased`: does somebody work on it now? Locked in one order (S3)."""
     t = tables.subscription
@@ -52,18 +54,21 @@ def partitions(tables: MessageBusTables, *, locked: bool = False) -> Select[*tup
     return found.with_for_update() if locked else found
 
 
+@built_once
 def names_of_subscriptions(tables: MessageBusTables) -> Select[*tuple[Any, ...]]:
     """Every subscription's name."""
     t = tables.subscription
     return select(t.c.name).distinct().order_by(t.c.name)
 
 
+@built_once
 def logs_read(tables: MessageBusTables) -> Select[*tuple[Any, ...]]:
     """The names of the logs that have subscriptions."""
     t = tables.subscription
     return select(t.c.log).distinct().order_by(t.c.log)
 
 
+@built_once
 def log_of(tables: MessageBusTables) -> Select[*tuple[Any, ...]]:
     """The name of the log that :subscription reads."""
     t = tables.subscription
@@ -135,12 +140,14 @@ def statuses(tables: MessageBusTables, names: Collection[str] | None = None) -> 
     return found if names is None else found.where(s.c.name.in_(names))
 
 
+@built_once
 def log_row(tables: MessageBusTables) -> Select[*tuple[Any, ...]]:
     """The bookkeeping row of the log, not locked: for a dry run."""
     t = tables.log
     return select(t.c.pruned_to, t.c.last_epoch).where(t.c.log == tables.source_log)
 
 
+@built_once
 def furthest(tables: MessageBusTables) -> Select[*tuple[Any, ...]]:
     """The furthest checkpoint up to :high: rows up to there are settled, or nobody had passed them."""
     t = tables.subscription
@@ -149,6 +156,7 @@ def furthest(tables: MessageBusTables) -> Select[*tuple[Any, ...]]:
     )
 
 
+@built_once
 def count_seen(tables: MessageBusTables) -> Select[*tuple[Any, ...]]:
     """How many messages can be seen after :known, up to :to."""
     t = tables.source
@@ -162,6 +170,7 @@ def count_seen(tables: MessageBusTables) -> Select[*tuple[Any, ...]]:
     )
 
 
+@built_once
 def set_state(tables: MessageBusTables) -> Update:
     """Put the partitions of :subscription that are :was into :becomes."""
     t = tables.subscription
@@ -172,6 +181,7 @@ def set_state(tables: MessageBusTables) -> Update:
     )
 
 
+@built_once
 def place(tables: MessageBusTables) -> Update:
     """Put every partition of :subscription at :to, in state :becomes.
 
@@ -190,6 +200,7 @@ def place(tables: MessageBusTables) -> Update:
     )
 
 
+@built_once
 def count_deliveries(tables: MessageBusTables) -> Select[*tuple[Any, ...]]:
     """How many rows :subscription has in the delivery table, by state."""
     t = tables.delivery
@@ -200,18 +211,21 @@ def count_deliveries(tables: MessageBusTables) -> Select[*tuple[Any, ...]]:
     )
 
 
+@built_once
 def remove_deliveries(tables: MessageBusTables) -> Delete:
     """Remove what is recorded about messages of :subscription: retries, dead letters and all."""
     t = tables.delivery
     return delete(t).where(t.c.subscription == bindparam("subscription"))
 
 
+@built_once
 def remove_subscription(tables: MessageBusTables) -> Delete:
     """Remove every partition of :subscription."""
     t = tables.subscription
     return delete(t).where(t.c.name == bindparam("subscription"))
 
 
+@built_once
 def note_epoch(tables: MessageBusTables) -> Update:
     """Remember :epoch, so that a subscription made later begins after it (S2)."""
     t = tables.log
@@ -223,6 +237,7 @@ def note_epoch(tables: MessageBusTables) -> Update:
     )
 
 
+@built_once
 def rename_subscription(tables: MessageBusTables) -> Update:
     """Call :subscription :new_name; whoever has a lease can commit nothing any more."""
     t = tables.subscription
@@ -237,6 +252,7 @@ def rename_subscription(tables: MessageBusTables) -> Update:
     )
 
 
+@built_once
 def rename_deliveries(tables: MessageBusTables) -> Update:
     """Let what is recorded for :of_subscription be recorded for :new_name."""
     t = tables.delivery
@@ -284,6 +300,7 @@ def hold_between(tables: MessageBusTables, messages: Collection[str] | None = No
     )
 
 
+@built_once
 def add_partition(tables: MessageBusTables) -> Insert:
     """A partition that carries on where others have left off."""
     return insert(tables.subscription)

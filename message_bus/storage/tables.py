@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import re
 from collections.abc import Callable
-from typing import Final
+from typing import Any, Final
 
 from sqlalchemy import (
     JSON,
@@ -116,6 +116,8 @@ class MessageBusTables:
         """The log that is read through `source`; see `of_log`."""
         self.source: FromClause = self.outbox
         """What the delivery engine reads its messages from."""
+        self._built: dict[Any, Any] = {}  # statements over these tables
+        self._of_logs: dict[str, MessageBusTables] = {}
         if is_new:
             attach(self)
             event_guard.attach(self)
@@ -137,10 +139,13 @@ class MessageBusTables:
         Raises: SettingsError if there is no such log.
         """
         self.log_table(log)
-        reading = copy.copy(self)
-        reading.source_log = log
-        reading.source = self.outbox if log == OUTBOX_LOG else event_tables.message_source(self.event)
-        return reading
+        known = self._of_logs.get(log)
+        if known is None:
+            known = self._of_logs[log] = copy.copy(self)
+            known._built = {}
+            known.source_log = log
+            known.source = self.outbox if log == OUTBOX_LOG else event_tables.message_source(self.event)
+        return known
 
     def log_table(self, log: str = OUTBOX_LOG) -> Table:
         """Return the table of the log with this name.
