@@ -28,6 +28,7 @@ from message_bus.delivery.observed import Observed
 from message_bus.delivery.reading import Reader
 from message_bus.delivery.subscription import Subscription
 from message_bus.delivery.telling import handlers_of, log_stall
+from message_bus.delivery.turns import Turns
 from message_bus.delivery.verdicts import (
     Dead,
     Delivered,
@@ -69,6 +70,7 @@ class Attempts:
         stop: Stop,
         observed: Observed,
         hands: Hands | None = None,
+        turns: Turns | None = None,
     ) -> None:
         self._observed = observed
         self._session = session
@@ -82,6 +84,7 @@ class Attempts:
         self._registry = None if getattr(handler, "_makes_envelopes", False) else registry
         self._stop = stop
         self._hands = Hands() if hands is None else hands
+        self._turns = Turns() if turns is None else turns
         self._tally = Tally()
         self._stall: StallWatch | NoStall = NoStall()
         self._failed_here: set[int] = set()  # once a run is enough, even if the database's clock steps back

@@ -27,6 +27,7 @@ from message_bus.delivery.observed import Observed
 from message_bus.delivery.reading_async import AsyncReader
 from message_bus.delivery.subscription import Subscription
 from message_bus.delivery.telling import handlers_of, log_stall
+from message_bus.delivery.turns_async import AsyncTurns
 from message_bus.delivery.verdicts import (
     Dead,
     Delivered,
@@ -68,6 +69,7 @@ class AsyncAttempts:
         stop: Stop,
         observed: Observed,
         hands: AsyncHands | None = None,
+        turns: AsyncTurns | None = None,
     ) -> None:
         self._observed = observed
         self._session = session
@@ -81,6 +83,7 @@ class AsyncAttempts:
         self._registry = None if getattr(handler, "_makes_envelopes", False) else registry
         self._stop = stop
         self._hands = AsyncHands() if hands is None else hands
+        self._turns = AsyncTurns() if turns is None else turns
         self._tally = Tally()
         self._stall: StallWatch | NoStall = NoStall()
         self._failed_here: set[int] = set()  # once a run is enough, even if the database's clock steps back

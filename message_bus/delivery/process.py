@@ -31,6 +31,7 @@ from message_bus.delivery.patience import Patience
 from message_bus.delivery.report import OutboxReport, SubscriptionReport, summed
 from message_bus.delivery.starting import Standing, ensure_subscriptions
 from message_bus.delivery.subscription import Subscription
+from message_bus.delivery.turns import Turns
 from message_bus.delivery.worker import Worker
 from message_bus.errors import LeaseLost, SettingsError, Unavailable, WiringError, names_of
 from message_bus.observability.observer import Observers
@@ -179,6 +180,7 @@ class _Step:
         self._lease_time = lease
         self._watermarks = {OUTBOX_LOG: Watermark(tables)}
         self._patience: dict[str, Patience] = {}  # a goal is a position of one log
+        self._turns = Turns()
         self._began_at: datetime | None = None
 
     def run(
@@ -270,6 +272,7 @@ class _Step:
             watermark=self._watermarks[unit.handler.log],
             lease=self._lease_time,
             stop=Stop(),
+            turns=self._turns,
         )
         if not worker.claim(self._session):
             unit.busy = result.busy = True

@@ -30,6 +30,7 @@ from message_bus.delivery.patience_async import AsyncPatience
 from message_bus.delivery.report import OutboxReport, SubscriptionReport, summed
 from message_bus.delivery.starting_async import Standing, ensure_subscriptions_async
 from message_bus.delivery.subscription import Subscription
+from message_bus.delivery.turns_async import AsyncTurns
 from message_bus.delivery.worker_async import AsyncWorker
 from message_bus.errors import LeaseLost, SettingsError, Unavailable, WiringError, names_of
 from message_bus.observability.observer import Observers
@@ -180,6 +181,7 @@ class _AsyncStep:
         self._lease_time = lease
         self._watermarks = {OUTBOX_LOG: AsyncWatermark(tables)}
         self._patience: dict[str, AsyncPatience] = {}  # a goal is a position of one log
+        self._turns = AsyncTurns()
         self._began_at: datetime | None = None
 
     async def run(
@@ -277,6 +279,7 @@ class _AsyncStep:
             watermark=self._watermarks[unit.handler.log],
             lease=self._lease_time,
             stop=Stop(),
+            turns=self._turns,
         )
         if not await worker.claim(self._session):
             unit.busy = result.busy = True

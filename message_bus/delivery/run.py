@@ -52,8 +52,10 @@ class Run(Attempts):
         Raises: LeaseLost; what was in hand is rolled back. Errors of the database that do not pass.
         """
         self._limit = float("inf") if limit is None else limit
+        self._turns.begin()
         with stall_watch() as self._stall:
             self._passes(patience)
+        self._turns.end()
         self._tally.suspicious = self._lease.suspicion.active
         return self._tally
 
@@ -181,6 +183,7 @@ class Run(Attempts):
         moved = False
         waiting: set[str] = set()
         for job in due:
+            self._turns.give_way(self._session, self._tables.subscription)
             if not self._goes_on():
                 return True
             if job.position in self._failed_here or job.message.key in waiting:
@@ -222,6 +225,7 @@ class Run(Attempts):
 
     def _one_at_a_time(self, jobs: Sequence[Job], blocked: set[str], *, up_to: int) -> None:
         for number, job in enumerate(jobs, 1):
+            self._turns.give_way(self._session, self._tables.subscription)
             if not self._goes_on():
                 return
             to = up_to if number == len(jobs) else job.position
@@ -234,6 +238,7 @@ class Run(Attempts):
     def _in_groups(self, jobs: Sequence[Job], blocked: set[str], *, up_to: int) -> None:
         index = 0
         while index < len(jobs) and self._goes_on():
+            self._turns.give_way(self._session, self._tables.subscription)
             group = self._next_group(jobs, index, blocked)
             whole = index + len(group) == len(jobs)
             ahead = self._fetch(len(group)) if whole else 0

@@ -51,8 +51,10 @@ class AsyncRun(AsyncAttempts):
         Raises: LeaseLost; what was in hand is rolled back. Errors of the database that do not pass.
         """
         self._limit = float("inf") if limit is None else limit
+        self._turns.begin()
         with stall_watch_async() as self._stall:
             await self._passes(patience)
+        self._turns.end()
         self._tally.suspicious = self._lease.suspicion.active
         return self._tally
 
@@ -180,6 +182,7 @@ class AsyncRun(AsyncAttempts):
         moved = False
         waiting: set[str] = set()
         for job in due:
+            await self._turns.give_way(self._session, self._tables.subscription)
             if not self._goes_on():
                 return True
             if job.position in self._failed_here or job.message.key in waiting:
@@ -221,6 +224,7 @@ class AsyncRun(AsyncAttempts):
 
     async def _one_at_a_time(self, jobs: Sequence[Job], blocked: set[str], *, up_to: int) -> None:
         for number, job in enumerate(jobs, 1):
+            await self._turns.give_way(self._session, self._tables.subscription)
             if not self._goes_on():
                 return
             to = up_to if number == len(jobs) else job.position
@@ -233,6 +237,7 @@ class AsyncRun(AsyncAttempts):
     async def _in_groups(self, jobs: Sequence[Job], blocked: set[str], *, up_to: int) -> None:
         index = 0
         while index < len(jobs) and self._goes_on():
+            await self._turns.give_way(self._session, self._tables.subscription)
             group = self._next_group(jobs, index, blocked)
             whole = index + len(group) == len(jobs)
             ahead = self._fetch(len(group)) if whole else 0

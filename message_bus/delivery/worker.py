@@ -31,6 +31,7 @@ from message_bus.delivery.patience import Patience
 from message_bus.delivery.reading import Reader
 from message_bus.delivery.subscription import Subscription
 from message_bus.delivery.telling import log_end_of_outage, log_outage
+from message_bus.delivery.turns import Turns
 from message_bus.observability.observer import Part
 from message_bus.storage.outages import is_outage
 from message_bus.storage.tables import MessageBusTables
@@ -54,6 +55,7 @@ class Worker:
         lease: timedelta,
         stop: Stop,
         hands: Hands | None = None,
+        turns: Turns | None = None,
     ) -> None:
         self.settings = settings
         self.partition = partition
@@ -66,6 +68,7 @@ class Worker:
         self._lease_time = lease
         self._stop = stop
         self._hands = Hands() if hands is None else hands
+        self._turns = Turns() if turns is None else turns
         self._not_given_back: Lease | None = None
         self._outage = False
         self.observed = Observed(
@@ -124,6 +127,7 @@ class Worker:
             stop=self._stop,
             observed=self.observed,
             hands=self._hands,
+            turns=self._turns,
         )
         tally = run.run(limit=limit, patience=patience)
         if tally.outage is not None and not self._outage:

@@ -29,6 +29,7 @@ from message_bus.delivery.patience_async import AsyncPatience
 from message_bus.delivery.reading_async import AsyncReader
 from message_bus.delivery.subscription import Subscription
 from message_bus.delivery.telling import log_end_of_outage, log_outage
+from message_bus.delivery.turns_async import AsyncTurns
 from message_bus.observability.observer import Part
 from message_bus.storage.outages import is_outage
 from message_bus.storage.tables import MessageBusTables
@@ -52,6 +53,7 @@ class AsyncWorker:
         lease: timedelta,
         stop: Stop,
         hands: AsyncHands | None = None,
+        turns: AsyncTurns | None = None,
     ) -> None:
         self.settings = settings
         self.partition = partition
@@ -64,6 +66,7 @@ class AsyncWorker:
         self._lease_time = lease
         self._stop = stop
         self._hands = AsyncHands() if hands is None else hands
+        self._turns = AsyncTurns() if turns is None else turns
         self._not_given_back: AsyncLease | None = None
         self._outage = False
         self.observed = Observed(
@@ -124,6 +127,7 @@ class AsyncWorker:
             stop=self._stop,
             observed=self.observed,
             hands=self._hands,
+            turns=self._turns,
         )
         tally = await run.run(limit=limit, patience=patience)
         if tally.outage is not None and not self._outage:

@@ -84,7 +84,7 @@ class Rebuild:
             self.built.subscription,
             messages_per_commit=BATCH,
             fetch_size=BATCH,
-            commit_within=timedelta(seconds=5),
+            commit_within=timedelta(seconds=1),
             max_attempts=_ATTEMPTS,
             backoff=FixedDelay(0),
         )
