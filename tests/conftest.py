@@ -32,6 +32,7 @@ from sqlalchemy.orm import Session, sessionmaker
 
 from message_bus.storage.sqlite import configure_sqlite
 from message_bus.storage.tables import MessageBusTables
+from tests.compiled_once import compile_once
 from tests.kept_schemas import KeptSchema
 from tests.servers import PostgreSQL, ServerNotAvailable
 from tests.waiting import wait_until
@@ -40,6 +41,8 @@ IN_CI: Final = os.environ.get("CI", "") not in ("", "0", "false")
 GIVEN_URL: Final = os.environ.get("MESSAGE_BUS_TEST_POSTGRESQL_URL")
 ASYNC_BACKENDS: Final = {"sqlite": ("aiosqlite",), "postgresql": ("psycopg", "asyncpg")}
 _SERVER = pytest.StashKey[PostgreSQL]()
+
+compile_once()
 
 # tests start hundreds of processes: compiling everything anew would be a third of the work of each
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
@@ -158,25 +161,6 @@ def async_backend(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
-class CompiledOnce(dict[Any, Any]):
-    """What SQLAlchemy has compiled, for all engines with the same kind of driver: each would compile it anew otherwise."""
-
-    def get(self, key: Any, default: Any = None) -> Any:
-        """As a dict does; of the dialect, which comes first in a key, only the kind counts."""
-        return super().get(self._of_any(key), default)
-
-    def __setitem__(self, key: Any, compiled: Any) -> None:
-        super().__setitem__(self._of_any(key), compiled)
-
-    @staticmethod
-    def _of_any(key: Any) -> Any:
-        dialect, *others = key
-        return (type(dialect), dialect.name, dialect.paramstyle, *others)
-
-
-COMPILED: Final = CompiledOnce()
-
-
 # --- a fresh database for each test -------------------------------------------------------------------------------
 
 
@@ -273,7 +257,7 @@ def _with_options(url: sa.URL, options: str) -> sa.URL:
 @pytest.fixture
 def engine(database_url: sa.URL) -> Iterator[sa.Engine]:
     """A sync engine on the test's own database, with a pool; a connection still checked out at the end is an error."""
-    made = sa.create_engine(database_url, execution_options={"compiled_cache": COMPILED})
+    made = sa.create_engine(database_url)
     if made.dialect.name == "sqlite":
         configure_sqlite(made)
     yield made
@@ -287,23 +271,17 @@ async def async_engine(request: pytest.FixtureRequest, async_backend: str) -> As
     """The same for asyncio; in one test it reaches the same database as `engine`. A task left running is an error."""
     if async_backend == "aiosqlite":
         path = request.getfixturevalue("sqlite_path")
-        made = create_async_engine(
-            sa.URL.create("sqlite+aiosqlite", database=str(path)),
-            execution_options={"compiled_cache": COMPILED},
-        )
+        made = create_async_engine(sa.URL.create("sqlite+aiosqlite", database=str(path)))
         configure_sqlite(made)
     else:
         url: sa.URL = request.getfixturevalue("postgresql_url")
         schema: str = request.getfixturevalue("schema")
         if async_backend == "psycopg":
-            made = create_async_engine(
-                _with_options(url, f"-csearch_path={schema}"), execution_options={"compiled_cache": COMPILED}
-            )
+            made = create_async_engine(_with_options(url, f"-csearch_path={schema}"))
         else:
             made = create_async_engine(
                 url.set(drivername="postgresql+asyncpg"),
                 connect_args={"server_settings": {"search_path": schema}},
-                execution_options={"compiled_cache": COMPILED},
             )
     yield made
     left = _checked_out(made.sync_engine.pool)

@@ -19,6 +19,7 @@ from message_bus.cli.lines import harmless
 from message_bus.cli.manners import wants_debug
 from message_bus.delivery.verdicts import error_text, traceback_text
 from message_bus.errors import MessageBusError, SchemaError, SettingsError, WiringError
+from message_bus.repositories.targets import DEFAULT_TABLES
 from message_bus.storage.schema import SUPPORTED_DIALECTS
 from message_bus.storage.tables import MessageBusTables
 from message_bus.storage.urls import missing_driver, parse_url, place_of, secrets_in, sync_url
@@ -79,6 +80,8 @@ def tables_options(command: _Command) -> _Command:
 
 def tables_of(schema: str | None, prefix: str) -> MessageBusTables:
     """The tables that the options name; names that are no identifiers are a wrong command line."""
+    if (schema, prefix) == (None, DEFAULT_TABLES.prefix):
+        return DEFAULT_TABLES
     try:
         return MessageBusTables(schema=schema, prefix=prefix)
     except SettingsError as error:

@@ -34,7 +34,9 @@ def test_a_writer_gets_a_turn_while_there_is_a_backlog(world: World, monkeypatch
     writer = threading.Thread(target=write)
 
     def work(message: Any, context: Any) -> None:
-        context.db_session.execute(sa.insert(EFFECT).values(note=str(message.n)))  # from here on nobody else can
+        context.db_session.execute(
+            sa.insert(EFFECT).values(note=str(message.n))
+        )  # from here on nobody else can
         if not handled:
             writer.start()
         time.sleep(LONG / 10)

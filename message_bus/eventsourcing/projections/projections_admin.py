@@ -204,8 +204,8 @@ class Projections:
                 pause(0.05 * attempt)
         raise AssertionError("the last attempt has returned or raised")  # pragma: no cover
 
-    def _reasons_to_refuse(self, rebuild: Rebuild) -> list[str]:
-        reasons: list[str] = []
+    def _reasons_to_refuse(self, rebuild: Rebuild) -> Names:
+        reasons: Names = []
         behind = rebuild.gap()
         if behind > MOST_BEHIND_LOCKS:
             reasons.append(

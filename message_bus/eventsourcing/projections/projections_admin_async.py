@@ -202,8 +202,8 @@ class AsyncProjections:
                 await pause_async(0.05 * attempt)
         raise AssertionError("the last attempt has returned or raised")  # pragma: no cover
 
-    async def _reasons_to_refuse(self, rebuild: AsyncRebuild) -> list[str]:
-        reasons: list[str] = []
+    async def _reasons_to_refuse(self, rebuild: AsyncRebuild) -> Names:
+        reasons: Names = []
         behind = await rebuild.gap()
         if behind > MOST_BEHIND_LOCKS:
             reasons.append(
