@@ -28,8 +28,11 @@ def compile_once() -> None:
 
 
 def _for_all(key: Any) -> Any:
-    dialect, *others = key
+    dialect, statement, columns, translates, *others = key
+    if translates:  # it is compiled for the names in one map of schemas
+        return key
     return (
         type(dialect), dialect.name, dialect.paramstyle, getattr(dialect, "server_version_info", None),
-        getattr(dialect, "_json_serializer", None), getattr(dialect, "_json_deserializer", None), *others,
+        getattr(dialect, "_json_serializer", None), getattr(dialect, "_json_deserializer", None),
+        statement, columns, *others,
     )  # fmt: skip
