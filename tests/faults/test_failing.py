@@ -156,7 +156,7 @@ def measure(run: Run, first: int, span: float, readers: tuple[str, ...]) -> dict
     return {each: measured.latencies(each) for each in readers}
 
 
-@pytest.mark.faults
+@pytest.mark.load  # it measures: nothing else may run beside it
 @pytest.mark.postgresql
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("reader", [ONCE, SENDER])
